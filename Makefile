@@ -1,0 +1,48 @@
+# `make help` lists what there is. Everything runs in .venv, which `make setup` makes and keeps up to date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo-output
+DATA ?= ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-quality check format train clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv with everything in it (quick when done)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## Upscale real sample photographs x2 with an embedded Redis and a worker, into demo-output/
+	$(BIN)/vdsr upscale examples/photos $(DEMO) --scale 2
+	@echo "open $(DEMO)/ to see the pictures"
+
+test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
+	$(BIN)/python -m pytest
+
+test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs DATA=folder of image sets)
+	$(BIN)/python -m pytest -m quality
+
+check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and the compose file's schema
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python deploy/check_compose.py docker-compose.yml
+
+format: $(READY) ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(READY) ## Train the weights that ship (hours on a CPU; DATA=folder of image sets), as the model card says
+	$(BIN)/python -m vdsr.train --data $(DATA)/train --out runs/shipped --version local
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

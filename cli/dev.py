@@ -1,0 +1,34 @@
+"""`vdsr dev`: a Redis and a worker that stay, so that submit and status need no settings."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import click
+
+
+@click.command(name="dev")
+def command() -> int:
+    """Keep a Redis and a worker running here until Ctrl-C.
+
+    Other terminals of the same user find them by themselves: vdsr submit photos; vdsr status JOB. Jobs survive a
+    restart: Redis keeps its append-only file in the state folder (VDSR_STATE_DIR).
+    """
+    from cli.output import say
+    from worker.embedded import LocalWorker, local_redis
+    from worker.settings import load_settings
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor is a Ctrl-C
+    folder = load_settings().state_dir
+    try:
+        with local_redis(folder) as url:
+            say(f"Redis at {url}")
+            with LocalWorker(url, folder, to_terminal=True) as worker:
+                say("worker starting; in another terminal: vdsr submit FOLDER    (Ctrl-C ends both)")
+                while True:
+                    worker.keep_up()
+                    time.sleep(1)
+    except KeyboardInterrupt:
+        say("stopped; unfinished jobs go on at the next 'vdsr dev'")
+        return 130

@@ -1,0 +1,148 @@
+"""How do figures look to people? Results on stdout, talk and progress on stderr; bars only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from worker.jobs import Outcome
+
+BAR = 30  # characters
+PROXY = "a proxy: each picture shrunk and restored, its centre compared with itself"
+
+
+def say(text: str) -> None:
+    """Talk: to stderr, out of a script's way."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def status_text(summary: dict[str, Any], workers: int | None = None) -> str:
+    """A job's state, for reading."""
+    model = summary["model"]
+    lines = [
+        f"{summary['id']}  {_state(summary)}",
+        f"{printable(summary['source'])} -> {printable(summary['destination'])}",
+        f"x{summary['scale']:g}, model {model['version']} ({model['sha256'][:12]})",
+        progress_line(summary),
+    ]
+    if summary["megapixels_per_second"]:
+        lines.append(
+            f"{summary['megapixels']:,.1f} MP in {duration(summary['seconds'])}, "
+            f"{summary['megapixels_per_second']:.2f} MP/s"
+        )
+    if line := psnr_line(summary["psnr"]):
+        lines.append(line)
+    if summary["failures"]:
+        failures = ", ".join(f"{code} {n:,}" for code, n in summary["failures"].items())
+        lines.append(f"failures: {failures}; see 'vdsr status {summary['id']} --failed'")
+    if summary["error"]:
+        lines.append(f"error: {summary['error']}")
+    if workers == 0 and summary["state"] in ("queued", "running"):
+        lines.append("no worker seen in the last 30 s; start 'vdsr worker' on a node with this Redis, or 'vdsr dev'")
+    return "\n".join(lines)
+
+
+def progress_line(summary: dict[str, Any]) -> str:
+    """The bar with its counts."""
+    images = summary["images"]
+    ended = sum(images[name] for name in ("done", "failed", "skipped"))
+    total = images["total"]
+    share = ended / total if total else float(summary["state"] == "completed")
+    filled = int(BAR * share)
+    parts = [f"{images[name]:,} {name}" for name in ("done", "failed", "skipped") if images[name]]
+    left_out = f"; {images['ignored']:,} other files left out" if images["ignored"] else ""
+    eta = f", {duration(summary['eta_s'])} left" if summary["eta_s"] is not None else ""
+    count = f"{ended:,} of {total:,}{'' if summary['listed'] else ' listed so far'} images"
+    return f"[{'#' * filled}{'-' * (BAR - filled)}] {count} ({', '.join(parts) or 'none yet'}{left_out}){eta}"
+
+
+def psnr_line(psnr: dict[str, Any]) -> str | None:
+    """Mean PSNR-Y, saying what it is measured against."""
+    notes = [f"{psnr[name]:,} {words}" for name, words in (("exact", "exact"), ("without", "without")) if psnr[name]]
+    if psnr["vdsr"] is None:
+        return f"PSNR-Y: none ({', '.join(notes)})" if notes else None
+    against = "against the reference" if psnr["kind"] == "reference" else f"self-degradation, {PROXY}"
+    more = f"; {', '.join(notes)}" if notes else ""
+    return (
+        f"PSNR-Y: bicubic {psnr['bicubic']:.2f} dB, VDSR {psnr['vdsr']:.2f} dB, gain {psnr['gain']:+.2f} dB, "
+        f"mean of {psnr['images']:,} images{more}\n        ({against})"
+    )
+
+
+def outcome_table(rows: Iterable[Outcome]) -> str:
+    """A line an image with its PSNR, for small jobs."""
+    table: list[tuple[str, ...]] = [("image", "output", "bicubic", "VDSR", "gain")]
+    for row in rows:
+        size = f"{row.width} x {row.height}" if row.width else f"{row.outcome}: {row.code or 'output is there'}"
+        psnr = row.psnr or {"bicubic": None, "vdsr": None, "gain": None}
+        table.append((printable(row.key), size, *(_decibel(psnr[name]) for name in ("bicubic", "vdsr", "gain"))))
+    return aligned(table)
+
+
+def aligned(table: list[tuple[str, ...]]) -> str:
+    """Columns side by side: the first flush left, the others right; wide characters count as two."""
+    widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = []
+    for row in table:
+        gaps = [" " * (width - _width(cell)) for width, cell in zip(widths, row, strict=True)]
+        cells = [row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in words: "45 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def printable(text: str) -> str:
+    """A name that cannot move the cursor or break the terminal's encoding."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def live(enabled: bool) -> Iterator[Any]:
+    """A function that redraws one line on a terminal's stderr; draws nothing elsewhere."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda line: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as display:
+        yield lambda line: display.update(Text(line), refresh=True)
+
+
+def _state(summary: dict[str, Any]) -> str:
+    if summary["state"] == "completed" and summary["images"]["failed"]:
+        return "completed, with failures"
+    return str(summary["state"])
+
+
+def _decibel(value: float | str | None) -> str:
+    return "-" if value is None else "inf" if value == "inf" else f"{value:.2f}"
+
+
+def _width(text: str) -> int:
+    from unicodedata import east_asian_width
+
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)

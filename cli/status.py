@@ -1,0 +1,43 @@
+"""`vdsr status`: how a job stands."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import as_json
+
+
+@click.command(name="status")
+@click.argument("job")
+@click.option("--watch", is_flag=True, help="Keep looking until the job has ended.")
+@click.option("--failed", is_flag=True, help="List the images that failed, with code and message.")
+@as_json
+def command(job: str, watch: bool, failed: bool, as_json: bool) -> int:
+    """Show how JOB stands: counts, speed, PSNR, failures by code."""
+    import dataclasses
+
+    from cli.output import print_json, printable, status_text
+    from cli.wait import wait_for
+    from worker.client import Client
+    from worker.settings import load_settings
+    from worker.summary import summarise
+
+    client = Client.connect(load_settings())
+    if failed:
+        rows = client.failed(job)
+        if as_json:
+            print_json([dataclasses.asdict(row) for row in rows])
+        for row in rows if not as_json else ():
+            click.echo(f"{printable(row.key)}\t{row.code}\t{printable(row.message or '')}")
+        return 0
+    if watch and not as_json:
+        return wait_for(client, job, timeout_s=None)
+    if watch:
+        client.wait(job)
+    summary = summarise(client.ledger.record(job))
+    workers = client.ledger.workers()
+    if as_json:
+        print_json({**summary, "workers": len(workers)})
+    else:
+        click.echo(status_text(summary, len(workers)))
+    return 0

@@ -1,0 +1,43 @@
+"""`vdsr submit`: a job for the workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.options import as_json, job_options, read_options
+
+
+@click.command(name="submit", epilog="Example: vdsr submit s3://bucket/scans s3://bucket/scans-x4 --scale 4")
+@click.argument("source")
+@click.argument("destination", required=False)
+@job_options
+@click.option("--wait", is_flag=True, help="Wait until the job has ended; the exit code is then its outcome.")
+@as_json
+def command(source: str, destination: str | None, wait: bool, as_json: bool, **options: Any) -> int:
+    """Queue a job for SOURCE and print its id.
+
+    SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
+    Local paths must be the same on every worker.
+    """
+    from cli.output import print_json, printable, say
+    from worker.client import Client, draft
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    job = draft(source, destination, read_options(**options), settings)
+    client = Client.connect(settings)
+    client.submit(job)
+    say(f"{printable(job.source)} -> {printable(job.destination)}, x{job.options.scale:g}")
+    if not client.ledger.workers():
+        say("no worker seen in the last 30 s; the job waits until one starts ('vdsr worker', or 'vdsr dev')")
+    if as_json:
+        print_json({"id": job.id, "source": job.source, "destination": job.destination})
+    else:
+        click.echo(job.id)
+    if not wait:
+        return 0
+    from cli.wait import wait_for
+
+    return wait_for(client, job.id, timeout_s=None)

@@ -1,0 +1,113 @@
+"""`vdsr upscale`: the same job as `submit`, with a Redis and a worker of its own for as long as it runs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import as_json, job_options, read_options
+
+if TYPE_CHECKING:
+    from worker.client import Client
+    from worker.jobs import Job
+    from worker.ledger import Record
+    from worker.settings import Settings
+
+TABLE = 30
+"""Up to this many images, the result is a table with a line for each."""
+
+
+@click.command(name="upscale", epilog="Example: vdsr upscale photos --scale 2   (into photos-x2)")
+@click.argument("source")
+@click.argument("destination", required=False)
+@job_options
+@as_json
+def command(source: str, destination: str | None, as_json: bool, **options: Any) -> int:
+    """Upscale SOURCE here and now.
+
+    SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
+    """
+    from cli.output import printable, say
+    from worker.client import draft
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    job = draft(source, destination, read_options(**options), settings)
+    say(f"{printable(job.source)} -> {printable(job.destination)}, x{job.options.scale:g}")
+    with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
+        return _run(job, settings, Path(folder), as_json)
+
+
+def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
+    import dataclasses
+
+    from cli.output import live, progress_line
+    from worker.client import Client
+    from worker.embedded import LocalWorker, local_redis
+    from worker.summary import summarise
+
+    with local_redis(folder) as url, LocalWorker(url, folder) as worker:
+        client = Client.connect(dataclasses.replace(settings, redis_url=url))
+        client.submit(job)
+        try:
+            with live(not as_json) as draw:
+
+                def look(record: Record) -> None:
+                    worker.keep_up()
+                    draw(progress_line(summarise(record)))
+
+                record = client.wait(job.id, on_look=look)
+        except KeyboardInterrupt:
+            _interrupted(client, job)
+            return 130
+        assert record is not None  # there is no time limit
+        return _tell(client, record, settings, as_json)
+
+
+def _interrupted(client: Client, job: Job) -> None:
+    """Let the worker leave the image in hand and write down what is done."""
+    from cli.output import printable, say
+    from worker.summary import summarise
+
+    client.cancel(job.id)
+    say("stopping after the tile in hand; Ctrl-C again to stop at once")
+    deadline = time.monotonic() + 20
+    while client.ledger.leased(job.id) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    done = summarise(client.ledger.record(job.id))["images"]["done"]
+    say(
+        f"interrupted: {done:,} images are finished at {printable(job.destination)}; "
+        "the same command with --overwrite never does the rest"
+    )
+
+
+def _tell(client: Client, record: Record, settings: Settings, as_json: bool) -> int:
+    from cli.output import outcome_table, print_json, printable, psnr_line, say, status_text
+    from worker.parts import Parts, final_rows, record_uri
+    from worker.summary import exit_code, summarise
+
+    summary = summarise(record)
+    if as_json:
+        print_json(summary)
+        return exit_code(summary)
+    rows = list(final_rows(Parts(record.job, settings)).values()) if summary["images"]["total"] <= TABLE else []
+    if rows:
+        click.echo(outcome_table(rows))
+        if line := psnr_line(summary["psnr"]):
+            click.echo(line)
+        for row in rows:
+            for note in (row.message, *row.notes):
+                if note:
+                    say(f"{printable(row.key)}: {printable(note)}")
+    else:
+        click.echo(status_text(summary))
+        for row in client.failed(record.job.id)[:TABLE]:
+            say(f"{printable(row.key)}: {row.code}: {printable(row.message or '')}")
+    say(f"results: {printable(record_uri(record.job))}/results")
+    if summary["error"]:
+        say(f"vdsr: {summary['error']}")
+    return exit_code(summary)

@@ -1,0 +1,46 @@
+"""`vdsr wait`: until a job has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import as_json
+
+if TYPE_CHECKING:
+    from worker.client import Client
+
+
+@click.command(name="wait")
+@click.argument("job")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most; exit code 124 after that.")
+@as_json
+def command(job: str, timeout_s: float | None, as_json: bool) -> int:
+    """Wait until JOB has ended; the exit code is 0, 3 (some images failed) or 4 (failed or cancelled)."""
+    from cli.output import print_json
+    from worker.client import Client
+    from worker.settings import load_settings
+    from worker.summary import summarise
+
+    client = Client.connect(load_settings())
+    code = wait_for(client, job, timeout_s=timeout_s, quiet=as_json)
+    if as_json:
+        print_json(summarise(client.ledger.record(job)))
+    return code
+
+
+def wait_for(client: Client, job_id: str, *, timeout_s: float | None, quiet: bool = False) -> int:
+    """Wait with a live bar, then tell the result; the exit code."""
+    from cli.output import live, progress_line, say, status_text
+    from worker.summary import exit_code, summarise
+
+    with live(not quiet) as draw:
+        record = client.wait(job_id, timeout_s=timeout_s, on_look=lambda r: draw(progress_line(summarise(r))))
+    if record is None:
+        say(f"job {job_id} has not ended after {timeout_s:g} s; see 'vdsr status {job_id}'")
+        return 124
+    summary = summarise(record)
+    if not quiet:
+        say(status_text(summary))
+    return exit_code(summary)

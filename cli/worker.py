@@ -1,0 +1,35 @@
+"""`vdsr worker`: Celery's worker with the tested settings."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+
+@click.command(
+    name="worker",
+    context_settings={"ignore_unknown_options": True},
+    epilog="The same by hand: REMAP_SIGTERM=SIGQUIT celery -A worker worker -Q upscale",
+)
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; one a GPU."
+)
+@click.option("--name", default="vdsr@%h", show_default=True, help="Name of this worker; each on a host needs its own.")
+@click.option("--log-level", default="INFO", show_default=True)
+@click.argument("celery_arguments", nargs=-1, type=click.UNPROCESSED)
+def command(concurrency: int, name: str, log_level: str, celery_arguments: tuple[str, ...]) -> int:
+    """Start a worker for the Redis of VDSR_REDIS_URL.
+
+    CELERY_ARGUMENTS are handed on to 'celery worker'.
+    """
+    from worker.client import Client
+    from worker.embedded import worker_command, worker_environment
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    Client.connect(settings)  # a clear error now, instead of Celery's retries
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    os.chdir(settings.state_dir)  # Celery puts the working folder on the module path
+    words = [*worker_command(name=name, concurrency=concurrency, level=log_level), *celery_arguments]
+    os.execvpe(words[0], words, worker_environment(settings.redis_url))  # noqa: S606  # no shell is wanted

@@ -1,0 +1,153 @@
+"""Colour, metrics, tiling, alpha and the network, each against literal or mathematical truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vdsr.alpha import bleed
+from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
+from vdsr.metrics import psnr_y, ssim
+from vdsr.model import VDSR, VDSRConfig
+from vdsr.tiling import spans
+
+RNG = np.random.default_rng(7)
+
+
+def test_primary_colours_have_the_code_values_of_bt601() -> None:
+    rgb = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float).T.reshape(3, 1, 5)
+    expected = [[16, 235, 81, 145, 41], [128, 128, 90, 54, 240], [128, 128, 240, 34, 110]]
+
+    assert np.round(rgb_to_ycbcr(rgb) * 255).reshape(3, 5).astype(int).tolist() == expected
+
+
+def test_colour_conversion_there_and_back_changes_nothing() -> None:
+    rgb = RNG.random((3, 20, 30))
+
+    np.testing.assert_allclose(ycbcr_to_rgb(rgb_to_ycbcr(rgb)), rgb, atol=1e-12)
+
+
+def test_gray_is_treated_as_equal_red_green_and_blue() -> None:
+    gray = RNG.random((9, 11))
+
+    np.testing.assert_allclose(gray_to_y(gray), rgb_to_ycbcr(np.stack([gray] * 3))[0], atol=1e-12)
+    np.testing.assert_allclose(y_to_gray(gray_to_y(gray)), gray, atol=1e-12)
+
+
+def test_one_code_value_off_everywhere_is_48_13_db() -> None:
+    hr = np.full((20, 20), 100, np.uint8)
+
+    assert psnr_y(hr + np.uint8(1), hr, shave=2) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_equal_images_have_infinite_psnr_and_ssim_one() -> None:
+    hr = RNG.integers(0, 256, (30, 40), dtype=np.uint8)
+
+    assert psnr_y(hr, hr, shave=0) == math.inf
+    assert ssim(hr, hr, shave=0) == 1.0
+
+
+def test_shaved_borders_do_not_count() -> None:
+    hr = np.full((20, 20), 100, np.uint8)
+    sr = hr.copy()
+    sr[:3], sr[:, -3:] = 0, 255
+
+    assert psnr_y(sr, hr, shave=3) == math.inf
+    assert psnr_y(sr, hr, shave=2) < 20
+
+
+def test_ssim_equals_the_definition_pixel_by_pixel() -> None:
+    a = RNG.integers(0, 256, (16, 14)).astype(np.uint8)
+    b = np.clip(a + RNG.integers(-30, 30, a.shape), 0, 255).astype(np.uint8)
+    axis = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(axis, axis) / axis.sum() ** 2
+    values = []
+    for top in range(a.shape[0] - 10):
+        for left in range(a.shape[1] - 10):
+            x, y = (p[top : top + 11, left : left + 11].astype(float) for p in (a, b))
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy, cov = (
+                (window * x * x).sum() - mx**2,
+                (window * y * y).sum() - my**2,
+                (window * x * y).sum() - mx * my,
+            )
+            c1, c2 = 6.5025, 58.5225
+            values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+
+    assert ssim(b, a, shave=0) == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_images_too_small_for_a_figure_are_refused() -> None:
+    small = np.zeros((12, 30), np.uint8)
+
+    with pytest.raises(ValueError, match="at least 11x11"):
+        ssim(small, small, shave=1)
+    with pytest.raises(ValueError, match="cannot compare"):
+        psnr_y(small, small.T, shave=0)
+
+
+@pytest.mark.parametrize(("length", "tile", "halo"), [(1, 256, 20), (100, 7, 20), (512, 256, 20), (513, 256, 3)])
+def test_tiles_cover_an_axis_once_and_see_their_halo(length: int, tile: int, halo: int) -> None:
+    covered = []
+    for span in spans(length, tile, halo):
+        covered += list(range(span.start, span.stop))
+        assert span.read_start == max(0, span.start - halo)
+        assert span.read_stop == min(length, span.stop + halo)
+        assert list(range(span.read_start, span.read_stop))[span.kept] == list(range(span.start, span.stop))
+
+    assert covered == list(range(length))
+
+
+def test_the_network_is_the_papers() -> None:
+    model = VDSR()
+
+    assert sum(p.numel() for p in model.parameters()) == 664_704
+    assert len(model.layers) == 20
+    assert all(layer.bias is None for layer in model.layers)
+    assert model.config.halo == 20
+
+
+def test_weights_start_as_he_et_al_say() -> None:
+    torch.manual_seed(0)
+    deviations = [float(layer.weight.detach().std()) for layer in VDSR().layers[1:19]]
+
+    assert deviations == pytest.approx([math.sqrt(2 / (9 * 64))] * 18, rel=0.02)
+
+
+def test_a_pixel_sees_exactly_twenty_pixels_to_each_side() -> None:
+    model = VDSR(VDSRConfig(channels=4)).double()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight.abs_()  # no path can cancel another, and no ReLU closes
+    y = torch.zeros(1, 1, 61, 61, dtype=torch.float64, requires_grad=True)
+    (model(y)[0, 0, 30, 30]).backward()
+    seen = (y.grad[0, 0] != 0).nonzero()
+
+    assert seen.min().item() >= 10
+    assert seen.max().item() <= 50
+
+
+def test_colour_under_transparent_pixels_comes_from_their_neighbours() -> None:
+    color = np.zeros((3, 32, 32), np.float32)
+    alpha = np.zeros((32, 32), np.float32)
+    color[:, 8:24, 8:24], alpha[8:24, 8:24] = np.array([0.9, 0.5, 0.1], np.float32)[:, None, None], 1
+
+    bled = bleed(color, alpha)
+
+    np.testing.assert_allclose(bled, np.broadcast_to([[[0.9]], [[0.5]], [[0.1]]], bled.shape), atol=1e-5)
+
+
+def test_visible_pixels_keep_their_colour_exactly() -> None:
+    color, alpha = RNG.random((3, 21, 17), np.float32), RNG.integers(0, 3, (21, 17)).astype(np.float32) / 2
+
+    assert np.array_equal(bleed(color, alpha)[:, alpha > 0], color[:, alpha > 0])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_image_that_is_all_hidden_or_all_visible_is_left_alone(value: float) -> None:
+    color = RNG.random((1, 5, 6), np.float32)
+
+    assert bleed(color, np.full((5, 6), value, np.float32)) is color

@@ -1,0 +1,199 @@
+"""The Upscaler: any image in, the same kind out, whatever the tile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vdsr import Upscaler, checkpoint
+from vdsr.device import DeviceError
+from vdsr.errors import ImageUnsupported, Interrupted
+from vdsr.model import VDSR
+from vdsr.resize import bicubic
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> Upscaler:
+    return Upscaler(device="cpu", tile=64)
+
+
+@pytest.fixture(scope="module")
+def zero_residual(tmp_path_factory: pytest.TempPathFactory) -> Upscaler:
+    """An upscaler whose network adds nothing: what is left is bicubic."""
+    model = VDSR()
+    with torch.no_grad():
+        model.layers[-1].weight.zero_()
+    path = tmp_path_factory.mktemp("weights") / "zero.safetensors"
+    checkpoint.save(model, path, version="zero")
+    return Upscaler(path, device="cpu")
+
+
+def picture(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (9, 7), (31, 33, 2), (20, 24, 3), (40, 1, 4)])
+@pytest.mark.parametrize("scale", [1, 2, 2.37, 4])
+def test_shape_dtype_and_kind_are_kept(upscaler: Upscaler, shape: tuple, dtype: type, scale: float) -> None:
+    image = picture(*shape, dtype=dtype)
+    size = tuple(int(np.ceil(round(n * scale, 6))) for n in shape[:2])
+
+    result = upscaler.upscale(image, scale)
+
+    assert result.dtype == dtype
+    assert result.shape == (*size, *shape[2:])
+
+
+@pytest.mark.parametrize("tile", [16, 50, 64, 200])
+def test_tiles_give_what_the_whole_image_gives(tile: int) -> None:
+    y = bicubic(RNG.random((75, 81)), scale=2)
+
+    whole = Upscaler(device="cpu", tile=10_000).sharpen(y)
+    tiled = Upscaler(device="cpu", tile=tile).sharpen(y)
+
+    assert np.abs(whole - tiled).max() < 1e-6  # oneDNN sums in another order for another tile width
+
+
+def test_the_network_of_the_upscaler_is_the_model_itself(upscaler: Upscaler) -> None:
+    y = RNG.random((40, 50)).astype(np.float32)
+    model, _ = checkpoint.load()
+
+    expected = model(torch.from_numpy(y)[None, None])[0, 0].numpy()
+
+    assert np.abs(upscaler.sharpen(y) - expected).max() < 1e-6
+
+
+def test_without_a_residual_it_is_bicubic_of_every_channel(zero_residual: Upscaler) -> None:
+    image = picture(30, 34, 3)
+    expected = np.clip(np.round(bicubic(image.transpose(2, 0, 1).astype(float), scale=3)), 0, 255)
+
+    result = zero_residual.upscale(image, 3).transpose(2, 0, 1)
+
+    assert np.abs(result - expected).max() <= 1  # through YCbCr and back in fp32
+    assert (result != expected).mean() < 0.001
+
+
+def test_gray_is_treated_as_colour_without_chroma(upscaler: Upscaler) -> None:
+    gray = picture(25, 35)
+
+    color = upscaler.upscale(np.dstack([gray] * 3), 2)
+
+    assert np.abs(color[..., 0].astype(int) - upscaler.upscale(gray, 2)).max() <= 1
+    assert np.array_equal(color[..., 0], color[..., 2])
+
+
+def test_sixteen_bits_are_not_cut_to_eight(upscaler: Upscaler) -> None:
+    ramp = np.linspace(20_000, 21_000, 64 * 64).reshape(64, 64).astype(np.uint16)
+
+    assert len(np.unique(upscaler.upscale(ramp, 2))) > 500
+
+
+def test_opaque_alpha_stays_exactly_opaque(upscaler: Upscaler) -> None:
+    image = picture(20, 20, 4)
+    image[..., 3] = 255
+
+    result = upscaler.upscale(image, 2)
+
+    assert (result[..., 3] == 255).all()
+    assert np.array_equal(result[..., :3], upscaler.upscale(image[..., :3], 2))
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_a_cut_out_has_no_halo_whatever_colour_is_hidden(upscaler: Upscaler, hidden: int) -> None:
+    image = np.full((40, 40, 4), hidden, np.uint8)
+    image[..., 3] = 0
+    image[10:30, 10:30] = (200, 60, 30, 255)
+
+    result = upscaler.upscale(image, 2)
+    visible = result[result[..., 3] > 0][:, :3].astype(int)
+
+    assert np.abs(visible - [200, 60, 30]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "result"),
+    [("L", "L"), ("LA", "LA"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("I;16", "I;16"), ("1", "L"), ("P", "RGB")],
+)
+def test_pillow_images_come_back_as_pillow_images(upscaler: Upscaler, mode: str, result: str) -> None:
+    source = Image.fromarray(picture(12, 15, 3))
+    image = source.convert("L").convert("I;16") if mode == "I;16" else source.convert(mode)
+
+    upscaled = upscaler.upscale(image, 2)
+
+    assert (upscaled.mode, upscaled.size) == (result, (30, 24))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "LAB", "F", "I"])
+def test_modes_that_would_lose_something_are_refused(upscaler: Upscaler, mode: str) -> None:
+    with pytest.raises(ImageUnsupported, match=mode):
+        upscaler.upscale(Image.new(mode, (8, 8)), 2)
+
+
+@pytest.mark.parametrize("scale", [0.99, 0, -2, float("nan")])
+def test_a_scale_below_one_is_refused(upscaler: Upscaler, scale: float) -> None:
+    with pytest.raises(ValueError, match="1 or more"):
+        upscaler.upscale(picture(8, 8), scale)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (8, 8, 5), (8,), (2, 8, 8, 3)])
+def test_arrays_of_another_shape_are_refused(upscaler: Upscaler, shape: tuple) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        upscaler.upscale(np.zeros(shape, np.uint8), 2)
+
+
+def test_float_arrays_are_refused_rather_than_guessed(upscaler: Upscaler) -> None:
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        upscaler.upscale(np.zeros((8, 8)), 2)
+
+
+def test_the_caller_can_stop_between_tiles(upscaler: Upscaler) -> None:
+    seen = []
+
+    def stop_at_third() -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        upscaler.upscale(picture(100, 100), 2, on_tile=stop_at_third)
+    assert len(seen) == 3
+
+
+def test_bf16_on_request_stays_close_to_fp32(upscaler: Upscaler) -> None:
+    y = bicubic(RNG.random((40, 40)), scale=2)
+
+    error = Upscaler(device="cpu", precision="bf16").sharpen(y) - upscaler.sharpen(y)
+
+    assert 0 < np.sqrt((error**2).mean()) < 0.01
+
+
+def test_devices_and_precisions_that_are_not_here_are_named() -> None:
+    for name in ("cuda:99", "tpu"):
+        with pytest.raises(DeviceError, match=name):
+            Upscaler(device=name)
+    with pytest.raises(DeviceError, match="fp8"):
+        Upscaler(precision="fp8")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_gives_what_the_cpu_gives(upscaler: Upscaler) -> None:
+    y = bicubic(RNG.random((100, 120)), scale=2)
+
+    assert np.abs(Upscaler(device="cuda", precision="fp32").sharpen(y) - upscaler.sharpen(y)).max() < 1e-5
+
+
+def test_the_shipped_weights_beat_bicubic_on_a_real_photograph() -> None:
+    from vdsr.evaluate import score_degraded
+
+    path = Path(__file__).parents[2] / "examples" / "photos" / "rocket.jpg"
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+
+    assert score_degraded(Upscaler(device="cpu"), pixels, 2).gain_db > 1

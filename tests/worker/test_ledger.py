@@ -1,0 +1,248 @@
+"""The ledger against a real Redis: what is counted once stays counted once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from worker.errors import BrokerUnreachable, JobStopped, LeaseLost, NotFound
+from worker.jobs import Job, Model, Options, Outcome, State, new_job_id
+from worker.ledger import Ledger
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> Ledger:
+    return Ledger(redis_url)
+
+
+@pytest.fixture
+def job(ledger: Ledger) -> Job:
+    job = Job(new_job_id(), "/in", "/out", Options(), Model("v", "0" * 64), created=time.time())
+    ledger.create(job)
+    return job
+
+
+def row(key: str, outcome: str = "done", code: str | None = None) -> Outcome:
+    psnr = {"kind": "reference", "bicubic": 30.0, "vdsr": 33.5, "gain": 3.5, "reason": None}
+    done = outcome == "done"
+    return Outcome(key, key, outcome, 100, code=code, psnr=psnr if done else None, width=1000, height=2000)
+
+
+def plan(ledger: Ledger, job: Job, chunks: int = 1, images: int = 2) -> None:
+    for n in range(chunks):
+        assert ledger.plan(job.id, n, "c", {"images": images, "bytes": 100 * images}, last=n == chunks - 1)
+
+
+def test_a_job_goes_from_queued_to_completed(ledger: Ledger, job: Job) -> None:
+    assert ledger.record(job.id).state is State.QUEUED
+    plan(ledger, job)
+    assert ledger.record(job.id).state is State.RUNNING
+    ledger.lease(job.id, 0, "me", 30)
+
+    due = ledger.commit(job.id, 0, "me", [row("a"), row("b", "failed", "empty")], low_water=0)
+
+    assert due == "finish"
+    assert ledger.finish(job.id) is State.COMPLETED
+    counters = ledger.record(job.id).counters
+    assert (counters["images"], counters["done"], counters["failed"], counters["fail:empty"]) == (2, 1, 1, 1)
+    assert (counters["psnr_n"], counters["psnr_vdsr_sum"], counters["pixels"]) == (1, 33.5, 4_000_000)
+
+
+def test_a_chunk_is_counted_once_however_often_it_is_committed(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=2)
+    ledger.lease(job.id, 0, "me", 30)
+
+    for _ in range(3):
+        ledger.commit(job.id, 0, "me", [row("a"), row("b")], low_water=0)
+
+    assert ledger.record(job.id).counters["done"] == 2
+    assert ledger.record(job.id).chunks_done == 1
+    assert ledger.lease(job.id, 0, "you", 30) is None
+
+
+def test_of_many_workers_one_gets_the_lease(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    grants = []
+    threads = [
+        threading.Thread(target=lambda i=i: grants.append(ledger.lease(job.id, 0, f"w{i}", 30))) for i in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(grant is not None for grant in grants) == 1
+
+
+def test_finished_images_and_attempts_survive_their_worker(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "dead", 0.01)
+    ledger.beat(job.id, 0, "dead", 0.01, start=0)
+    ledger.beat(job.id, 0, "dead", 0.01, done=(0, row("a")), start=1)
+    time.sleep(0.05)
+
+    grant = ledger.lease(job.id, 0, "new", 30)
+
+    assert grant is not None
+    assert (list(grant.rows), grant.rows[0].key, grant.attempts) == ([0], "a", {0: 1, 1: 1})
+    assert ledger.record(job.id).counters["done"] == 1  # seen in status before the commit
+
+
+def test_a_worker_whose_lease_was_taken_can_record_nothing(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "slow", 0.01)
+    time.sleep(0.05)
+    assert ledger.sweep(job.id, queue_empty=True) == ["0"]
+    ledger.lease(job.id, 0, "new", 30)
+
+    for act in _acts(ledger, job, "slow"):
+        with pytest.raises(LeaseLost):
+            act()
+
+
+def _acts(ledger: Ledger, job: Job, token: str) -> list[Callable[[], object]]:
+    return [
+        lambda: ledger.beat(job.id, 0, token, 30),
+        lambda: ledger.beat(job.id, 0, token, 30, done=(0, row("a"))),
+        lambda: ledger.commit(job.id, 0, token, [row("a"), row("b")], low_water=0),
+    ]
+
+
+def test_the_sweeper_clears_the_token_so_that_a_dead_lease_cannot_come_back(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "dead", 0.01)
+    time.sleep(0.05)
+    ledger.sweep(job.id, queue_empty=True)
+
+    with pytest.raises(LeaseLost):
+        ledger.beat(job.id, 0, "dead", 30)
+
+
+def test_the_sweeper_leaves_live_leases_and_waiting_messages_alone(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=2)
+    ledger.lease(job.id, 0, "me", 30)
+
+    assert ledger.sweep(job.id, queue_empty=True) == []
+
+
+def test_a_job_that_nobody_planned_is_planned_again(ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger._redis.zadd(f"vdsr:{{{job.id}}}:open", {"plan": 0})  # its message was lost half a minute ago
+
+    assert ledger.sweep(job.id, queue_empty=True) == ["plan"]
+    assert ledger.sweep(job.id, queue_empty=True) == []
+
+
+def test_two_planners_cannot_make_the_same_chunk(ledger: Ledger, job: Job) -> None:
+    assert ledger.plan(job.id, 0, "a", {"images": 5}, last=False) is not None
+    assert ledger.plan(job.id, 0, "a", {"images": 5}, last=False) is None
+
+    assert ledger.record(job.id).counters["images"] == 5
+
+
+def test_planning_pauses_and_is_asked_for_when_the_window_has_drained(ledger: Ledger, job: Job) -> None:
+    for n in range(4):
+        ledger.plan(job.id, n, "c", {}, last=False)
+    assert ledger.rest(job.id, low_water=2)
+    due = []
+    for n in range(3):
+        ledger.lease(job.id, n, "me", 30)
+        due.append(ledger.commit(job.id, n, "me", [], low_water=2))
+
+    assert due == ["", "plan", ""]
+
+
+def test_planning_does_not_pause_once_the_window_has_drained_meanwhile(ledger: Ledger, job: Job) -> None:
+    ledger.plan(job.id, 0, "c", {}, last=False)
+
+    assert not ledger.rest(job.id, low_water=2)
+
+
+def test_a_cancelled_job_stops_its_workers_and_counts_what_they_had_done(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=3)
+    ledger.lease(job.id, 0, "me", 30)
+    assert ledger.stop(job.id, State.CANCELLED) is State.RUNNING
+
+    with pytest.raises(JobStopped):
+        ledger.beat(job.id, 0, "me", 30)
+    assert ledger.lease(job.id, 1, "you", 30) is None
+    assert ledger.finish(job.id) is None  # somebody still holds chunk 0
+    assert ledger.commit(job.id, 0, "me", [row("a")], low_water=0) == "finish"
+    assert ledger.finish(job.id) is State.CANCELLED
+    assert ledger.record(job.id).counters["done"] == 1
+
+
+def test_an_ended_job_keeps_its_state_when_it_is_cancelled(ledger: Ledger, job: Job) -> None:
+    ledger.stop(job.id, State.FAILED, "no bucket")
+
+    assert ledger.stop(job.id, State.CANCELLED) is State.FAILED
+    assert ledger.record(job.id).error == "no bucket"
+
+
+def test_a_dead_workers_chunk_does_not_keep_a_cancelled_job_open(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "dead", 0.01)
+    ledger.stop(job.id, State.CANCELLED)
+    time.sleep(0.05)
+
+    assert ledger.sweep(job.id, queue_empty=True) == ["finish"]
+    assert ledger.finish(job.id) is State.CANCELLED
+
+
+def test_failed_images_are_uncounted_when_they_are_done_again(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "me", 30)
+    bad = row("b", "failed", "empty")
+    ledger.commit(job.id, 0, "me", [row("a"), bad], low_water=0)
+    ledger.finish(job.id)
+    record = ledger.record(job.id)
+
+    assert ledger.reopen(record, 1, [bad])
+    assert not ledger.reopen(record, 1, [bad])
+
+    assert ledger.record(job.id).state is State.RUNNING
+    assert ledger.record(job.id).counters["failed"] == 0
+    assert ledger.lease(job.id, 1, "me", 30) is not None
+    assert ledger.commit(job.id, 1, "me", [row("b")], low_water=0) == "finish"
+    assert ledger.finish(job.id) is State.COMPLETED
+    counters = ledger.record(job.id).counters
+    assert (counters["images"], counters["done"], counters["failed"]) == (2, 2, 0)
+
+
+def test_an_ended_job_expires_and_a_reopened_one_does_not(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "me", 30)
+    bad = row("b", "failed", "empty")
+    ledger.commit(job.id, 0, "me", [bad], low_water=0)
+    ledger.finish(job.id)
+    key = f"vdsr:{{{job.id}}}:job"
+
+    assert ledger._redis.ttl(key) > 29 * 24 * 3600
+    ledger.reopen(ledger.record(job.id), 1, [bad])
+    assert ledger._redis.ttl(key) == -1
+
+
+def test_an_unknown_job_is_not_found(ledger: Ledger) -> None:
+    for ask in (ledger.record, lambda i: ledger.stop(i, State.CANCELLED)):
+        with pytest.raises(NotFound, match="nonsense"):
+            ask("nonsense")
+    assert ledger.lease("nonsense", 0, "me", 30) is None
+
+
+def test_a_redis_that_is_not_there_is_named_without_its_password() -> None:
+    with pytest.raises(BrokerUnreachable, match=r"redis://user:\*\*\*@localhost:1/0") as caught:
+        Ledger("redis://user:secret@localhost:1/0").ping()
+
+    assert "secret" not in str(caught.value)
+
+
+def test_workers_are_seen_while_they_report(ledger: Ledger) -> None:
+    ledger.report_worker("w1")
+    assert "w1" in ledger.workers()
+
+    ledger.forget_worker("w1")
+    assert "w1" not in ledger.workers()

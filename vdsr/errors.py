@@ -1,0 +1,97 @@
+"""What can go wrong, and whose fault is it?
+
+VdsrError
+├── ImageError              the picture's: recorded as that image's outcome, the job goes on
+│   ├── ImageEmpty          zero bytes
+│   ├── ImageUnreadable     no known format, or its bytes are damaged
+│   ├── ImageTruncated      it ends before its pixels do
+│   ├── ImageTooLarge       more pixels than the limit, before or after upscaling
+│   ├── ImageUnsupported    a kind of picture that would be harmed (CMYK, 16-bit colour, ...)
+│   └── FormatLimit         the output format cannot hold a picture of that size
+├── CheckpointError         weights that are missing, damaged, foreign or of another network
+└── Interrupted             the caller asked a long computation to stop
+
+The service adds its own in `worker.errors`. An error's `code` is what results files and `vdsr status` call it.
+"""
+
+from __future__ import annotations
+
+
+class VdsrError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class ImageError(VdsrError):
+    """The picture cannot be upscaled; other pictures are not affected."""
+
+    code = "image_error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class ImageEmpty(ImageError):
+    """There are no bytes."""
+
+    code = "empty"
+
+    def __init__(self) -> None:
+        super(ImageError, self).__init__()
+        self.reason = "the file is empty; copy it again from its source"
+
+
+class ImageUnreadable(ImageError):
+    """The bytes are not a picture that can be decoded."""
+
+    code = "unreadable"
+
+
+class ImageTruncated(ImageError):
+    """The bytes end before the pixels do."""
+
+    code = "truncated"
+
+
+class ImageUnsupported(ImageError):
+    """A kind of picture that could only be upscaled by silently losing something."""
+
+    code = "unsupported"
+
+
+class ImageTooLarge(ImageError):
+    """The picture has, or would get, more pixels than this worker accepts."""
+
+    code = "too_large"
+
+    def __init__(self, width: int, height: int, limit: int, setting: str) -> None:
+        super(ImageError, self).__init__(width, height, limit, setting)
+        self.width, self.height, self.limit, self.setting = width, height, limit, setting
+        self.reason = (
+            f"{width:,} x {height:,} are {width * height:,} pixels, over the limit of {limit:,}; "
+            f"split the picture, or raise {setting}"
+        )
+
+
+class FormatLimit(ImageError):
+    """The output format has a largest width or height, and this picture would exceed it."""
+
+    code = "format_limit"
+
+    def __init__(self, image_format: str, limit: int, width: int, height: int) -> None:
+        super(ImageError, self).__init__(image_format, limit, width, height)
+        self.reason = (
+            f"{image_format} allows {limit:,} px a side; this picture would be {width:,} x {height:,}; "
+            "use --format png or tiff, or a smaller scale"
+        )
+
+
+class CheckpointError(VdsrError):
+    """The weights cannot be used; the message says which file, what is wrong, and what to do."""
+
+
+class Interrupted(VdsrError):
+    """A computation stopped between two tiles because its caller asked for it."""

@@ -1,0 +1,78 @@
+"""How does Celery run here? With the settings that lost nothing when workers and Redis were killed.
+
+docs/architecture.md has the evidence.
+Celery carries messages, and may lose or repeat them; the ledger knows what is done. Only ids travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from worker.settings import Settings
+
+QUEUE = "upscale"
+PLAN = "vdsr.plan"
+UPSCALE = "vdsr.upscale"
+FINISH = "vdsr.finish"
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application for a broker; connects to nothing yet."""
+    app = Celery("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper"])
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],  # no pickle: a message cannot run code
+        task_ignore_result=True,  # the ledger holds state
+        task_default_queue=QUEUE,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,  # with acks_late: a killed child's message comes back (celery#1628)
+        worker_pool="prefork",  # a segfault kills a child only; solo never consumes again once Redis restarted
+        worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
+        worker_concurrency=1,  # one worker a device
+        worker_prefetch_multiplier=1,
+        worker_soft_shutdown_timeout=20,  # with REMAP_SIGTERM=SIGQUIT, SIGTERM gives work back (celery#9213)
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # 0 duplicates against 2 of 16
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # Redis may come later, or come back
+        broker_transport_options={
+            "visibility_timeout": 3600,  # twice the longest chunk; the ledger's lease recovers far sooner
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,  # 15 s to redelivery, not 98 (kombu#2558)
+            "socket_timeout": 15,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,  # a half-open connection otherwise holds its tasks for ever
+            "global_keyprefix": "vdsr:",  # one pattern for a Redis ACL
+        },
+    )
+    return app
+
+
+class Queue:
+    """Sends tasks by name; needs neither their code nor torch."""
+
+    def __init__(self, settings: Settings, app: Celery | None = None) -> None:
+        self._app = app or make_app(settings)
+
+    def plan(self, job_id: str) -> None:
+        """List more of a job."""
+        self._send(PLAN, job_id)
+
+    def upscale(self, job_id: str, chunk: int) -> None:
+        """Do a chunk."""
+        self._send(UPSCALE, job_id, chunk)
+
+    def member(self, job_id: str, member: str) -> None:
+        """Whatever the ledger says is due: a chunk number, "plan" or "finish"."""
+        if member == "plan":
+            self.plan(job_id)
+        elif member == "finish":
+            self._send(FINISH, job_id)
+        elif member:
+            self.upscale(job_id, int(member))
+
+    def _send(self, name: str, *args: Any) -> None:
+        self._app.send_task(name, args=args, queue=QUEUE)

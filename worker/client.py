@@ -1,0 +1,194 @@
+"""What can be asked of the service? Submit, look, wait, cancel, retry. Needs Redis and storage, never torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vdsr import checkpoint
+from worker.app import Queue
+from worker.errors import NothingMatched, UsageError
+from worker.jobs import Image, Job, Model, Options, Outcome, State, new_job_id
+from worker.ledger import Ledger, Record
+from worker.names import output_key
+from worker.parts import Part, Parts, final_rows
+from worker.plan import Listing
+from worker.settings import Settings
+from worker.uris import Place, open_storage, resolve
+
+LOOK_S = 0.4
+PREVIEW = 1000
+"""Images that are looked at before a job is queued, for collisions: one page of an S3 listing."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A user's side of the service."""
+
+    settings: Settings
+    ledger: Ledger
+    queue: Queue
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Client:
+        """A client whose Redis answers.
+
+        Raises:
+            BrokerUnreachable: it does not.
+        """
+        client = cls(settings, Ledger(settings.redis_url), Queue(settings))
+        client.ledger.ping()
+        return client
+
+    def submit(self, job: Job) -> None:
+        """Record a job at its destination and in the ledger, and have it planned."""
+        Parts(job, self.settings).write_job()
+        self.ledger.create(job)
+        self.queue.plan(job.id)
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_look: Callable[[Record], None] = lambda record: None,
+    ) -> Record | None:
+        """The record of a job once it has ended; None if it has not within the time.
+
+        Args:
+            on_look: called with the record each time it is read, about twice a second.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            record = self.ledger.record(job_id)
+            on_look(record)
+            if record.state.ended:
+                return record
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            time.sleep(LOOK_S)
+
+    def cancel(self, job_id: str) -> State:
+        """Stop a job within the image in hand; the state it was in before."""
+        before = self.ledger.stop(job_id, State.CANCELLED)
+        if not before.ended:
+            self.queue.member(job_id, "finish")
+        return before
+
+    def failed(self, job_id: str) -> list[Outcome]:
+        """The images whose last outcome is a failure, from the results at the destination."""
+        rows = final_rows(Parts(self.ledger.record(job_id).job, self.settings))
+        return [row for row in rows.values() if row.outcome == "failed"]
+
+    def retry(self, job_id: str) -> int:
+        """Do the failed images of a completed job again, as more chunks of it; how many there are.
+
+        Raises:
+            UsageError: the job has not completed, or changed meanwhile.
+        """
+        record = self.ledger.record(job_id)
+        if record.state is not State.COMPLETED:
+            raise UsageError(f"job {job_id} is {record.state.value}; only a completed job can be retried")
+        failed = self.failed(job_id)
+        parts = Parts(record.job, self.settings)
+        size = self.settings.chunk_images
+        images = [Image(row.key, row.size_bytes, "", row.output) for row in failed]
+        chunks = [tuple(images[i : i + size]) for i in range(0, len(images), size)]
+        taken = set()
+        for number, chunk in enumerate(chunks, record.planned):
+            # A retry that was killed before it reopened the job may have left this part: what lies there counts.
+            part = parts.add_manifest(number, Part(chunk, ignored=0, cursor=record.cursor, last=True))
+            taken |= {image.key for image in part.images}
+        again = [row for row in failed if row.key in taken]
+        if again and not self.ledger.reopen(record, len(chunks), again):
+            raise UsageError(f"job {job_id} changed meanwhile; look at 'vdsr status {job_id}' and retry again")
+        for number in range(record.planned, record.planned + len(chunks)):
+            self.queue.upscale(job_id, number)
+        return len(again)
+
+
+def draft(source: str, destination: str | None, options: Options, settings: Settings) -> Job:
+    """The job that a user's words mean, checked against what lies at the source.
+
+    Raises:
+        UsageError: source and destination cannot be used together, or inputs want the same output.
+        NothingMatched: there is no image.
+    """
+    place = resolve(source, settings)
+    single = _is_single(place, settings)
+    origin = place.parent if single else place
+    if single:
+        target, name = _single_target(place, destination, options, settings)
+        only = (place.name, name)
+    else:
+        target, only = _folder_target(place, destination, options, settings), None
+    reference = resolve(options.reference, settings).uri if options.reference else None
+    if only is None and target.uri == origin.uri:
+        raise UsageError(f"source and destination are both {origin.uri}; the originals would be replaced, give another")
+    identity = checkpoint.identify(settings.weights or checkpoint.SHIPPED)
+    job = Job(
+        id=new_job_id(),
+        source=origin.uri,
+        destination=target.uri,
+        options=dataclasses.replace(options, reference=reference),
+        model=Model(identity.version, identity.sha256),
+        only=only,
+        created=time.time(),
+    )
+    _preview(job, place, settings)
+    return job
+
+
+def _is_single(place: Place, settings: Settings) -> bool:
+    """Whether a source is one file. ObjectNotFound where a local one is nothing."""
+    if place.scheme == "file":
+        path = Path(place.path)
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; check the path, or write s3://bucket/prefix for S3")
+        return path.is_file()
+    return place.looks_like_image and open_storage(place.parent.uri, settings).exists(place.name)
+
+
+def _folder_target(place: Place, destination: str | None, options: Options, settings: Settings) -> Place:
+    if destination is not None:
+        target = resolve(destination, settings)
+        if target.scheme == "file" and Path(target.path).is_file():
+            raise UsageError(f"{target.uri} is a file; give a folder for the outputs of {place.uri}")
+        return target
+    if not place.name:
+        raise UsageError(f"no name can be derived from {place.uri}; give a destination")
+    return place.sibling(f"{place.name}-x{options.scale:g}")
+
+
+def _single_target(place: Place, destination: str | None, options: Options, settings: Settings) -> tuple[Place, str]:
+    """The destination's folder and the output's key for one file."""
+    if not place.looks_like_image:
+        raise NothingMatched(f"{place.uri} does not end as an image does (.jpg, .png, .webp, .tif, .bmp, .gif)")
+    name = output_key(place.name, options.format)
+    if destination is None:
+        stem, _, suffix = name.rpartition(".")
+        return place.parent, f"{stem}-x{options.scale:g}.{suffix}"
+    target = resolve(destination, settings)
+    folder = target.scheme == "file" and Path(target.path).is_dir()
+    chosen = (target, name) if folder or not target.looks_like_image else (target.parent, target.name)
+    if chosen[0].uri == place.parent.uri and chosen[1] == place.name:
+        raise UsageError(f"source and destination are both {place.uri}; give another destination")
+    return chosen
+
+
+def _preview(job: Job, place: Place, settings: Settings) -> None:
+    """Look at the first page of the source, so that an empty or colliding one fails before anything is queued."""
+    wide = dataclasses.replace(settings, chunk_images=PREVIEW, chunk_megapixels=10**9)
+    listing = Listing(job, wide, "cpu", "")
+    part = listing.take()
+    while not part.images and not part.last:
+        part = listing.take()
+    if not part.images:
+        seen = f"; {part.ignored} other files were left out" if part.ignored else ""
+        raise NothingMatched(f"no image found at {place.uri}{seen}; check the path, --include and --exclude")
+    for image in part.images:
+        if image.problem and image.problem[0] == "name_collision":
+            raise UsageError(image.problem[1])

@@ -1,0 +1,93 @@
+"""What can go wrong outside the picture, and who can mend it?
+
+VdsrError
+├── UsageError              you asked for something that cannot be; exit code 2
+│   └── NothingMatched      there is no image to work on; exit code 7
+├── NotFound                no such job; exit code 5
+├── TransientError          the moment's fault: worth trying again; exit code 6
+│   ├── BrokerUnreachable   Redis does not answer
+│   └── StorageUnavailable  S3 does not answer, or is overloaded
+├── StorageError            this object's fault, or its permissions'
+│   ├── ObjectNotFound      also a FileNotFoundError
+│   ├── AccessDenied        also a PermissionError
+│   ├── StorageFull         no space left, or over quota
+│   └── UnsafeKey           a name that would leave its root, or that the storage cannot hold
+├── WorkerDied              the worker of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
+├── JobStopped              the job was cancelled or has failed: stop work on it
+└── LeaseLost               another worker owns this chunk now: stop work on it
+
+A StorageError or StorageUnavailable while an image is worked on becomes that image's outcome; its `code` is what
+results files and `vdsr status` call it.
+"""
+
+from __future__ import annotations
+
+from vdsr.errors import VdsrError
+
+
+class UsageError(VdsrError):
+    """What was asked for contradicts itself or the world; the message says what to change."""
+
+
+class NothingMatched(UsageError):
+    """No image was found where some were expected."""
+
+
+class NotFound(VdsrError):
+    """No job of that id is known here."""
+
+
+class TransientError(VdsrError):
+    """May well work in a moment."""
+
+
+class BrokerUnreachable(TransientError):
+    """Redis does not answer."""
+
+
+class StorageUnavailable(TransientError):
+    """The storage does not answer, after all retries."""
+
+    code = "storage_unavailable"
+
+
+class StorageError(VdsrError):
+    """The object cannot be read or written; others may."""
+
+    code = "storage_error"
+
+
+class ObjectNotFound(StorageError, FileNotFoundError):
+    """It is not there (any more)."""
+
+    code = "not_found"
+
+
+class AccessDenied(StorageError, PermissionError):
+    """It is there, but not for these credentials or this user."""
+
+    code = "access_denied"
+
+
+class StorageFull(StorageError):
+    """No space left on the device, or over quota."""
+
+    code = "disk_full"
+
+
+class UnsafeKey(StorageError):
+    """A name that would leave its root, or that this storage cannot hold."""
+
+    code = "unsafe_name"
+
+
+class WorkerDied(VdsrError):
+    """A worker that this process looks after does not stay up."""
+
+
+class JobStopped(VdsrError):
+    """The job was cancelled or has failed meanwhile."""
+
+
+class LeaseLost(VdsrError):
+    """The lease on this chunk ran out and another worker may own it."""

@@ -1,0 +1,20 @@
+"""When is a job over? When every chunk is committed, or it was stopped; its job.json then says how it ended."""
+
+from __future__ import annotations
+
+from worker.jobs import State
+from worker.ledger import Ledger
+from worker.parts import Parts
+from worker.settings import Settings
+from worker.summary import summarise
+
+
+def finish_job(ledger: Ledger, job_id: str, settings: Settings) -> None:
+    """Write the totals, then close the job; nothing if chunks of it are still out."""
+    record = ledger.record(job_id)
+    if not record.state.ended and not (record.listed and record.chunks_done == record.planned):
+        return
+    # First the file, then the state: whoever waits for the state finds the file.
+    state = record.state if record.state.ended else State.COMPLETED
+    Parts(record.job, settings).write_job({"ended": {**summarise(record), "state": state.value}})
+    ledger.finish(job_id)

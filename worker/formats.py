@@ -1,0 +1,45 @@
+"""Which picture formats are read and written, and by what names do files and options call them?
+
+Nothing heavy is imported here: the command line lists and names files without Pillow.
+"""
+
+from __future__ import annotations
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+"""What is read. All but GIF are written too."""
+
+IMAGE_SUFFIXES = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".dib": "BMP",
+    ".gif": "GIF",
+}
+"""Suffix, in lower case -> the format it promises. A listing goes by it; decoding goes by the bytes."""
+
+SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif"}
+"""Format -> the suffix of a file that we name ourselves."""
+
+REQUESTS = ("same", "jpeg", "png", "webp", "tiff", "bmp")
+"""What `--format` may say."""
+
+
+def output_format(picture_format: str, requested: str) -> str:
+    """The format to write: the requested one, or the picture's own; a GIF becomes a PNG.
+
+    GIF's 256 colours cannot hold an upscaled picture.
+
+    Raises:
+        ValueError: `requested` is none of REQUESTS.
+    """
+    if requested not in REQUESTS:
+        raise ValueError(f"there is no output format {requested!r}; use one of {', '.join(REQUESTS)}")
+    if requested != "same":
+        return requested.upper()
+    return "PNG" if picture_format == "GIF" else picture_format

@@ -1,0 +1,745 @@
+"""What does a picture's file hold, and how is it written again? Bytes <-> arrays, with all else that the file carries.
+
+| written | pixels                           | colour profile | EXIF        | dpi           |
+|---------|----------------------------------|----------------|-------------|---------------|
+| JPEG    | gray, RGB                        | yes            | up to 64 KB | whole numbers |
+| PNG     | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| WebP    | RGB, RGBA; gray becomes RGB      | unless gray's  | yes         | in EXIF only  |
+| TIFF    | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| BMP     | gray, RGB, RGBA; LA becomes RGBA | no             | no          | yes           |
+
+GIF is read and becomes PNG. XMP, IPTC, comments, and PNG's gAMA and text chunks are not carried over.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vdsr.errors import (
+    FormatLimit,
+    ImageEmpty,
+    ImageError,
+    ImageTooLarge,
+    ImageTruncated,
+    ImageUnreadable,
+    ImageUnsupported,
+)
+from vdsr.pillow import from_array, to_array
+from worker.formats import FORMATS, output_format
+
+__all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format"]
+
+MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500."""
+MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
+"""What 32-bit offsets reach."""
+
+JPEG_QUALITY = 95
+WEBP_QUALITY = 90
+FULL_CHROMA_QUALITY = 90
+"""From here up, JPEG keeps colour at full size. On photographs upscaled x2, at quality 95, that costs 23% more bytes
+and gains 1.7 dB (47.5 against 45.7). Who asks for less wants small files: colour is then halved both ways."""
+PNG_LEVEL = 1
+"""zlib's level. For 4 MP of photographs upscaled x2, on one core: 1: 275 ms, 5.5 MB; 3: 407 ms, 5.3 MB;
+6, Pillow's default: 1,253 ms, 5.1 MB."""
+WEBP_METHOD = 1
+"""Effort. The same 4 MP, lossy: 159 ms, 0.65 MB; at 4, Pillow's default: 377 ms, 0.61 MB."""
+WEBP_LOSSLESS_EFFORT = 0
+"""The same 4 MP: 706 ms, 3.3 MB; at 50: 1,197 ms, 3.3 MB."""
+TIFF_DIFFERENCES = 2
+"""The predictor for deflate and LZW. The same 4 MP: deflate 5.8 MB, 9.1 without; LZW 6.2 MB, 12.7 without."""
+
+TIFF_COMPRESSIONS = {
+    "raw": "raw",
+    "packbits": "packbits",
+    "tiff_lzw": "tiff_lzw",
+    "tiff_adobe_deflate": "tiff_adobe_deflate",
+    "tiff_deflate": "tiff_adobe_deflate",
+}
+"""Lossless compressions of sources, by Pillow's names -> what is written for them."""
+
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on damaged bytes. Not Exception: Celery's time limit, which may strike there, is one too."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a file carries beside its pixels."""
+
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    """A TIFF structure ("II*..." or "MM..."), upright and without a thumbnail."""
+    dpi: tuple[float, float] | None = None
+    """Horizontal, vertical."""
+    lossless: bool = False
+    """It was a lossless WebP, and stays one if it stays WebP, whatever the quality asked for."""
+    compression: str | None = None
+    """For TIFF, by Pillow's name; None stands for deflate."""
+
+
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
+class Picture:
+    """A decoded file."""
+
+    pixels: NDArray[Any]
+    """(H, W) or (H, W, 2 | 3 | 4) uint8, or (H, W) uint16: gray, gray and alpha, RGB, RGBA. Upright."""
+    format: str
+    """One of `worker.formats.FORMATS`: what the bytes are, whatever the name says."""
+    extras: Extras
+    notes: tuple[str, ...]
+    """What the user should know, such as "first of 12 frames"."""
+
+
+def decode(data: bytes, *, max_pixels: int) -> Picture:
+    """The first picture in a file's bytes.
+
+    Raises:
+        ImageError: by one of its subclasses; the bytes may be anything.
+    """
+    if not data:
+        raise ImageEmpty
+    image_format = _sniff(data)
+    image = _open(data, image_format, max_pixels)
+    notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
+    with _reading(data, image_format):
+        image.load()
+    exif, orientation = _read_exif(image, data, image_format, notes)
+    compression = _read_compression(image, image_format, notes)
+    _note_frames(image, data, image_format, notes)
+    extras = Extras(
+        icc_profile=image.info.get("icc_profile") or None,
+        exif=exif,
+        dpi=_read_dpi(image),
+        lossless=image_format == "WEBP" and _is_lossless(data),
+        compression=compression,
+    )
+    return Picture(_upright(_pixels(image, data, image_format), orientation), image_format, extras, tuple(notes))
+
+
+def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str, *, max_pixels: int) -> None:
+    """Whether these pixels, once scaled, could be written at all; asked before any work is done.
+
+    Args:
+        pixels: before scaling; only their shape and dtype matter.
+        size: height and width after scaling.
+        image_format: JPEG, PNG, WEBP, TIFF or BMP.
+        max_pixels: the limit for the output.
+
+    Raises:
+        ImageUnsupported: the format has no alpha, no 16 bits, or no files that large.
+        FormatLimit: too wide or high for the format.
+        ImageTooLarge: more than `max_pixels`.
+    """
+    height, width = size
+    _check_kind(pixels, image_format)
+    limit = MAX_SIDE.get(image_format)
+    if limit is not None and max(size) > limit:
+        raise FormatLimit(image_format, limit, width, height)
+    if height * width > max_pixels:
+        raise ImageTooLarge(width, height, max_pixels, "VDSR_MAX_OUTPUT_PIXELS")
+    size_bytes = height * width * math.prod(pixels.shape[2:]) * pixels.dtype.itemsize
+    if size_bytes >= MAX_FILE_BYTES.get(image_format, math.inf):
+        raise ImageUnsupported(f"{image_format} files end at 4 GiB; use --format png, or a smaller scale")
+
+
+def encode(pixels: NDArray[Any], image_format: str, extras: Extras, *, quality: int | None) -> bytes:
+    """A file's bytes; its EXIF is told the new size.
+
+    Args:
+        pixels: of a shape and dtype that `decode` could have returned.
+        image_format: JPEG, PNG, WEBP, TIFF or BMP.
+        extras: what `decode` found in the source; the format leaves out what it does not hold.
+        quality: 0 to 100 for JPEG and lossy WebP; None stands for 95 and 90.
+
+    Raises:
+        ImageUnsupported: the format has no alpha or no 16 bits.
+    """
+    _check_kind(pixels, image_format)
+    return WRITERS[image_format](from_array(pixels), extras, quality)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"RIFF": "WEBP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"BM": "BMP",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+}
+STRANGERS = {
+    b"<!doctype": "an HTML page; perhaps an error message was saved as a picture",
+    b"<html": "an HTML page; perhaps an error message was saved as a picture",
+    b"<?xml": "XML or SVG",
+    b"<svg": "SVG",
+    b"%pdf": "PDF",
+    b"pk\3\4": "a ZIP archive",
+    b"\x1f\x8b": "gzip",
+    b"8bps": "a Photoshop document",
+    b"\0\0\1\0": "an icon",
+    b"\0\0\0\x0cjp  ": "JPEG 2000",
+    b"\0\0\0\x0cjxl ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\0\0\0\0\0": "nothing but zeros; perhaps a copy failed",
+}
+"""How some other files begin, in lower case."""
+
+
+def _sniff(data: bytes) -> str:
+    """The format that the first bytes announce."""
+    for magic, image_format in MAGIC.items():
+        if data.startswith(magic) and (image_format != "WEBP" or data[8:12] == b"WEBP"):
+            return image_format
+    if any(magic.startswith(data) for magic in MAGIC):
+        raise ImageTruncated(f"there are only {len(data)} bytes; copy the file again from its source")
+    start = data[:32].lstrip().lower()
+    seen = [f", like {name}" for magic, name in STRANGERS.items() if start.startswith(magic)]
+    if data[4:8] == b"ftyp":
+        seen = [", like HEIF, AVIF or a video"]
+    raise ImageUnreadable(
+        f"this is none of {', '.join(FORMATS)}: it begins with {data[:8]!r}{''.join(seen)}; convert it or leave it out"
+    )
+
+
+def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
+    """The picture with its header read, and no pixels."""
+    if image_format == "TIFF":
+        _check_tiff_samples(data)
+    elif image_format == "PNG" and data[24:25] == b"\x10" and data[25:26] != b"\0":
+        raise ImageUnsupported(_cut(16))
+    _check_size(*_allocated_size(data, image_format), max_pixels)
+    # Ours is the limit, for the whole process: Pillow's would refuse what ours lets pass, and up to twice its value
+    # it is a mere warning.
+    Image.MAX_IMAGE_PIXELS = None
+    with _reading(data, image_format):
+        image = Image.open(io.BytesIO(data), formats=[image_format])
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+@contextmanager
+def _reading(data: bytes, image_format: str) -> Iterator[None]:
+    """Around Pillow's own calls, and nothing else: what they raise, as the ImageError that it is."""
+    try:
+        yield
+    except DAMAGE as exc:
+        if "truncated" in str(exc).lower() or _ends_early(data, image_format):
+            raise ImageTruncated(
+                f"this {image_format} of {len(data):,} bytes ends before its pixels do; copy it again from its source"
+            ) from exc
+        what = "its header makes no sense" if isinstance(exc, UnidentifiedImageError) else str(exc)
+        raise ImageUnreadable(f"this {image_format} is damaged ({what}); copy it again from its source") from exc
+
+
+def _ends_early(data: bytes, image_format: str) -> bool:
+    """Whether a file that could not be decoded lacks its end."""
+    if image_format == "PNG":
+        return b"IEND" not in data
+    if image_format == "WEBP":
+        return 8 + int.from_bytes(data[4:8], "little") > len(data)
+    if image_format == "BMP":
+        return int.from_bytes(data[2:6], "little") > len(data)
+    if image_format == "TIFF":
+        return _tiff_end(data) > len(data)
+    return not data.rstrip(b"\0").endswith(b"\xff\xd9" if image_format == "JPEG" else b";")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLarge(width, height, max_pixels, "VDSR_MAX_PIXELS")
+
+
+def _allocated_size(data: bytes, image_format: str) -> tuple[int, int]:
+    """Width and height of what Pillow allocates before it can be asked for the size; (0, 0) if nothing."""
+    if image_format == "GIF":
+        return _gif_size(data)
+    if image_format == "WEBP":
+        return _webp_size(data)
+    if image_format == "TIFF":  # libtiff takes a whole tile, however small the picture is
+        tags = _tags(data)
+        return _number(data, tags.get(TILE_WIDTH)), _number(data, tags.get(TILE_HEIGHT))
+    return 0, 0
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """The screen's, or the first frame's where that reaches beyond it."""
+    width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    palette = 3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0
+    at = 13 + palette
+    while at < len(data) and data[at] != 0x2C:  # an image begins
+        if data[at] == 0x21:  # an extension: its label, then blocks until an empty one
+            at += 2
+            while at < len(data) and data[at]:
+                at += 1 + data[at]
+        at += 1
+    left, top, wide, high = (int.from_bytes(data[i : i + 2], "little") for i in range(at + 1, at + 9, 2))
+    return max(width, left + wide), max(height, top + high)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        sides = int.from_bytes(data[21:25], "little")
+        return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _is_lossless(webp: bytes) -> bool:
+    at = 12
+    while at + 8 <= len(webp):
+        kind = webp[at : at + 4]
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        size = int.from_bytes(webp[at + 4 : at + 8], "little")
+        at += 24 if kind == b"ANMF" else 8 + size + size % 2  # an animation's frame holds chunks of its own
+    return False
+
+
+def _check_tiff_samples(data: bytes) -> None:
+    """Refuse what Pillow would cut to 8 bits, or misread."""
+    tags = _tags(data)
+    if set(_numbers(data, tags.get(SAMPLE_FORMAT))) - {1}:
+        raise ImageUnsupported(
+            "its samples are signed or floating point; convert the picture to 8 bits, or to 16-bit grayscale"
+        )
+    bits = _numbers(data, tags.get(BITS_PER_SAMPLE))
+    samples = max(len(bits), _number(data, tags.get(SAMPLES_PER_PIXEL)))
+    if bits and max(bits) > 8 and (samples, max(bits)) != (1, 16):
+        raise ImageUnsupported(_cut(max(bits)))
+
+
+def _cut(bits: int) -> str:
+    return (
+        f"{bits} bits per channel are kept only for 16-bit gray without transparency, and would be cut to 8 here; "
+        "convert the picture to 8 bits, or to 16-bit grayscale"
+    )
+
+
+def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
+    """As in `Picture`, but not turned; with what Pillow leaves undone."""
+    if image_format == "PNG" and image.mode == "L" and "transparency" in image.info and data[24] in (2, 4):
+        # Pillow widens such samples to 8 bits, but not the one that is to be transparent
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+    pixels = to_array(image)
+    if image_format == "TIFF" and pixels.dtype == np.uint16 and _numbers(data, _tags(data).get(PHOTOMETRIC)) == (0,):
+        return ~pixels  # white is zero; Pillow turns that round for 8 bits only
+    return pixels
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pixels as EXIF wants them to be seen; orientation 1 to 8."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _read_exif(image: Image.Image, data: bytes, image_format: str, notes: list[str]) -> tuple[bytes | None, int]:
+    """EXIF as in `Extras`, and how the pixels are still to be turned."""
+    try:
+        if image_format == "TIFF":  # Pillow has turned it already
+            exif = _tiff_exif(data)
+            return exif and _upright_exif(exif)[0], 1
+        exif = _embedded_exif(image)
+        return _upright_exif(exif) if exif else (None, 1)
+    except _DamagedExif:
+        notes.append("EXIF was damaged and is left out")
+        return None, 1
+
+
+def _embedded_exif(image: Image.Image) -> bytes | None:
+    """The TIFF structure, as it is in the file."""
+    exif = image.info.get("exif")
+    text = image.info.get("Raw profile type exif")  # ImageMagick's way, before PNG had a chunk for it
+    if exif is None and isinstance(text, str):
+        try:
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        except ValueError as exc:
+            raise _DamagedExif from exc
+    if not isinstance(exif, bytes):
+        return None
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    return exif or None
+
+
+def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -> str | None:
+    if image_format != "TIFF":
+        return None
+    found = image.info["compression"]
+    kept = TIFF_COMPRESSIONS.get(found)
+    if kept is None:
+        notes.append(f"{found} compression becomes deflate where the output is TIFF")
+    return kept
+
+
+def _note_frames(image: Image.Image, data: bytes, image_format: str, notes: list[str]) -> None:
+    """Say so if there are pictures that are not looked at."""
+    try:
+        with _reading(data, image_format):
+            frames = _count_directories(data) if image_format == "TIFF" else getattr(image, "n_frames", 1)
+    except ImageError:
+        notes.append("first of several frames; a later one is damaged")
+    else:
+        if frames > 1:
+            notes.append(f"first of {frames:,} frames")
+
+
+def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Only what every format can hold: some files say 0, or nan."""
+    try:
+        x, y = (float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    return (x, y) if 1 <= x <= 65_535 and 1 <= y <= 65_535 else None
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def _check_kind(pixels: NDArray[Any], image_format: str) -> None:
+    if pixels.dtype == np.uint16 and image_format not in ("PNG", "TIFF"):
+        raise ImageUnsupported(f"{image_format} holds 8 bits per channel, and this picture has 16; use --format png")
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and image_format == "JPEG":
+        raise ImageUnsupported("JPEG holds no transparency, and this picture has some; use --format png")
+
+
+def _jpeg(image: Image.Image, extras: Extras, quality: int | None) -> bytes:
+    quality = JPEG_QUALITY if quality is None else quality
+    exif, profile = _exif_block(image, extras), extras.icc_profile
+    options = {
+        "quality": quality,
+        "subsampling": "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0",
+        "exif": exif if exif and len(exif) <= 65_533 else None,  # one marker
+        "icc_profile": profile if profile and len(profile) <= 255 * 65_519 else None,  # at most 255 of them
+        "dpi": extras.dpi,
+    }
+    return _saved(image, "JPEG", options)
+
+
+def _png(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
+    options = {
+        "compress_level": PNG_LEVEL,
+        "exif": _exif_block(image, extras),
+        "icc_profile": extras.icc_profile,
+        "dpi": extras.dpi,
+    }
+    return _saved(image, "PNG", options)
+
+
+def _webp(image: Image.Image, extras: Extras, quality: int | None) -> bytes:
+    profile = extras.icc_profile
+    options = {
+        "lossless": extras.lossless,
+        "quality": WEBP_LOSSLESS_EFFORT if extras.lossless else WEBP_QUALITY if quality is None else quality,
+        "exact": extras.lossless,  # the colour under transparent pixels too
+        "method": WEBP_METHOD,
+        "exif": _exif_block(image, extras),
+        "icc_profile": None if profile and profile[16:20] == b"GRAY" else profile,  # WebP has no gray
+    }
+    return _saved(image, "WEBP", options)
+
+
+def _tiff(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
+    compression = extras.compression or "tiff_adobe_deflate"
+    options = {
+        "compression": compression,
+        "tiffinfo": {PREDICTOR: TIFF_DIFFERENCES} if compression.endswith(("deflate", "lzw")) else {},
+        "icc_profile": extras.icc_profile,
+        "dpi": extras.dpi,
+    }
+    tiff = _saved(image, "TIFF", options)
+    return _with_exif(tiff, _sized_exif(extras.exif, image)) if extras.exif else tiff
+
+
+def _bmp(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
+    dpi = extras.dpi or (0, 0)  # without, Pillow would claim 96
+    if image.mode in ("LA", "RGBA"):
+        return _bmp_with_alpha(image.convert("RGBA"), dpi)
+    return _saved(image, "BMP", {"dpi": dpi})
+
+
+WRITERS = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp, "TIFF": _tiff, "BMP": _bmp}
+
+
+def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> bytes:
+    """Pillow's own writing; an option of None is one not given."""
+    file = io.BytesIO()
+    image.save(file, image_format, **{name: value for name, value in options.items() if value is not None})
+    return file.getvalue()
+
+
+def _exif_block(image: Image.Image, extras: Extras) -> bytes | None:
+    return b"Exif\0\0" + _sized_exif(extras.exif, image) if extras.exif else None
+
+
+def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:
+    """A version 4 header, which names an alpha channel; Pillow writes one without (python-pillow/Pillow#8594)."""
+    rows = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()  # from the bottom up, BGRA
+    metres = (round(value / 0.0254) for value in dpi)
+    start = 14 + 108
+    head = struct.pack("<2sLHHL", b"BM", start + len(rows), 0, 0, start)
+    info = struct.pack("<LllHHLLllLL", 108, *image.size, 1, 32, 3, len(rows), *metres, 0, 0)
+    masks = struct.pack("<4L4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    return head + info + masks + rows
+
+
+# ---- EXIF, and TIFF's own directories: the same structure -----------------------------------------------------------
+
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SAMPLE_FORMAT, PREDICTOR = 258, 262, 277, 339, 317
+STRIP_OFFSETS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 273, 279, 322, 323, 324, 325
+IMAGE_WIDTH, IMAGE_HEIGHT, ORIENTATION, EXIF_WIDTH, EXIF_HEIGHT = 256, 257, 274, 0xA002, 0xA003
+EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005
+CHILDREN = {0: (EXIF, GPS), EXIF: (INTEROP,)}
+"""Directory, 0 being the first -> its tags that point to another."""
+DESCRIPTIVE = {
+    *(269, 270, 271, 272, ORIENTATION, 285),  # document, description, make, model, orientation, page
+    *(305, 306, 315, 316),  # software, date, artist, computer
+    *(18246, 18249, 33432, *range(40091, 40096)),  # rating, copyright, Windows' own
+    *(EXIF, GPS),
+}
+"""What a TIFF's first directory says about the picture, where most of it says how the pixels lie in the file."""
+WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
+"""Type of a value -> bytes of what its byte order applies to; a rational (5, 10) has two of that."""
+NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q"}
+"""Types that hold whole numbers."""
+
+
+class _DamagedExif(Exception):
+    """The directories cannot be followed."""
+
+
+class _Entry(NamedTuple):
+    """One tag of a directory."""
+
+    at: int
+    """Of the entry itself; its value lies from `start` to `stop`."""
+    kind: int
+    count: int
+    start: int
+    stop: int
+
+
+def _order(data: bytes) -> str:
+    return ">" if data[:2] == b"MM" else "<"
+
+
+def _first(data: bytes) -> int:
+    """Where the first directory begins."""
+    big = 43 in data[2:4]
+    return int.from_bytes(data[8:16] if big else data[4:8], "big" if _order(data) == ">" else "little")
+
+
+def _directory(data: bytes, start: int) -> tuple[dict[int, _Entry], int]:
+    """Tags whose values lie inside the bytes, and where the pointer to the next directory lies."""
+    order = _order(data)
+    number, entry, word = ("Q", "HHQ", 8) if 43 in data[2:4] else ("H", "HHL", 4)
+    at = start + struct.calcsize(number)
+    if at > len(data):
+        raise _DamagedExif
+    (count,) = struct.unpack_from(order + number, data, start)
+    size = struct.calcsize("=" + entry) + word
+    if count > 65_535 or at + count * size + word > len(data):
+        raise _DamagedExif
+    found: dict[int, _Entry] = {}
+    for place in range(at, at + count * size, size):
+        tag, kind, length = struct.unpack_from(order + entry, data, place)
+        value = place + size - word
+        length_bytes = length * WIDTHS.get(kind, 8 if kind in (16, 17, 18) else 0) * (2 if kind in (5, 10) else 1)
+        if length_bytes > word:
+            (value,) = struct.unpack_from(order + entry[-1], data, value)
+        if 0 < length_bytes <= len(data) - value:
+            found.setdefault(tag, _Entry(place, kind, length, value, value + length_bytes))
+    return found, at + count * size
+
+
+def _tags(data: bytes) -> dict[int, _Entry]:
+    """The first directory; empty if there is none."""
+    try:
+        return _directory(data, _first(data))[0]
+    except _DamagedExif:
+        return {}
+
+
+def _numbers(data: bytes, entry: _Entry | None) -> tuple[int, ...]:
+    if entry is None or entry.kind not in NUMBERS:
+        return ()
+    return struct.unpack_from(f"{_order(data)}{entry.count}{NUMBERS[entry.kind]}", data, entry.start)
+
+
+def _number(data: bytes, entry: _Entry | None) -> int:
+    return next(iter(_numbers(data, entry)), 0)
+
+
+def _tiff_end(data: bytes) -> int:
+    """Where the strips or tiles of a TIFF should end; beyond the bytes if not even its directory is there."""
+    tags = _tags(data)
+    starts = _numbers(data, tags.get(STRIP_OFFSETS)) + _numbers(data, tags.get(TILE_OFFSETS))
+    sizes = _numbers(data, tags.get(STRIP_BYTES)) + _numbers(data, tags.get(TILE_BYTES))
+    ends = (start + size for start, size in zip(starts, sizes, strict=False))
+    return max(ends, default=0) if tags else len(data) + 1
+
+
+def _count_directories(data: bytes) -> int:
+    """Pages of a TIFF; Pillow's own count takes time by the square of their number."""
+    seen: set[int] = set()
+    order, big = _order(data), 43 in data[2:4]
+    at = _first(data)
+    while at and at not in seen and at + 8 <= len(data):
+        seen.add(at)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+        link = at + (8 + count * 20 if big else 2 + count * 12)
+        if link + (8 if big else 4) > len(data):
+            break
+        (at,) = struct.unpack_from(order + ("Q" if big else "L"), data, link)
+    return len(seen)
+
+
+def _directories(exif: bytes) -> Iterator[tuple[dict[int, _Entry], int]]:
+    """The first directory, then EXIF's, GPS's and that of interoperability."""
+    if exif[:4] not in (b"II*\0", b"MM\0*"):
+        raise _DamagedExif
+    waiting = [(0, _first(exif))]
+    while waiting:
+        name, start = waiting.pop()
+        tags, end = _directory(exif, start)
+        yield tags, end
+        waiting += [(child, _number(exif, tags[child])) for child in CHILDREN.get(name, ()) if child in tags]
+
+
+def _upright_exif(exif: bytes) -> tuple[bytes, int]:
+    """EXIF that says upright and has no thumbnail, and the orientation that it had.
+
+    All else stays where it is: maker notes hold offsets of their own.
+    """
+    out = bytearray(exif)
+    directories = list(_directories(exif))
+    tags, end = directories[0]
+    struct.pack_into(_order(exif) + "L", out, end, 0)  # the next directory would be the thumbnail's
+    orientation = _number(exif, tags.get(ORIENTATION))
+    _set(out, tags, ORIENTATION, 1)
+    stop = max(max([end + 4, *(entry.stop for entry in tags.values())]) for tags, end in directories)
+    return bytes(out[:stop]), orientation if 1 <= orientation <= 8 else 1
+
+
+def _sized_exif(exif: bytes, image: Image.Image) -> bytes:
+    """EXIF that is told the size, where it speaks of one."""
+    out = bytearray(exif)
+    for tags, _ in _directories(exif):
+        for tag in (IMAGE_WIDTH, EXIF_WIDTH):
+            _set(out, tags, tag, image.width)
+        for tag in (IMAGE_HEIGHT, EXIF_HEIGHT):
+            _set(out, tags, tag, image.height)
+    return bytes(out)
+
+
+def _set(exif: bytearray, tags: dict[int, _Entry], tag: int, value: int) -> None:
+    """Change a number in place, if it is there."""
+    if tag not in tags:
+        return
+    order = ">" if exif[:2] == b"MM" else "<"
+    if value < 2**16:
+        struct.pack_into(order + "HHLHH", exif, tags[tag].at, tag, 3, 1, value, 0)
+    else:
+        struct.pack_into(order + "HHLL", exif, tags[tag].at, tag, 4, 1, value)
+
+
+Tree = dict[int, tuple[int, Any]]
+"""Tag -> type and value, which is bytes or, for what points to a directory, a Tree."""
+
+
+def _tiff_exif(data: bytes) -> bytes | None:
+    """EXIF of its own out of a TIFF's first directory, in the same byte order."""
+    tree = _read_tree(data, _first(data), 0, _order(data))
+    kept = {tag: value for tag, value in tree.items() if tag in DESCRIPTIVE}
+    if not kept:
+        return None
+    order = _order(data)
+    return struct.pack(order + "2sHL", b"MM" if order == ">" else b"II", 42, 8) + _written_tree(kept, 8, order)
+
+
+def _with_exif(tiff: bytes, exif: bytes) -> bytes:
+    """A TIFF with EXIF's tags beside its own: a new first directory at its end, the old one left unused."""
+    order = _order(tiff)
+    described = {tag: value for tag, value in _read_tree(exif, _first(exif), 0, order).items() if tag in DESCRIPTIVE}
+    own = _read_tree(tiff, _first(tiff), 0, order)
+    out = bytearray(tiff) + b"\0" * (len(tiff) % 2)
+    struct.pack_into(order + "L", out, 4, len(out))
+    return bytes(out) + _written_tree(described | own, len(out), order)
+
+
+def _read_tree(data: bytes, start: int, name: int, order: str) -> Tree:
+    """A directory and those that it points to, with their values in the byte order wanted."""
+    tree: Tree = {}
+    for tag, entry in _directory(data, start)[0].items():
+        if tag in CHILDREN.get(name, ()):
+            tree[tag] = entry.kind, _read_tree(data, _number(data, entry), tag, order)
+        elif entry.kind in WIDTHS:  # BigTIFF has others
+            tree[tag] = entry.kind, _swapped(data, entry, order)
+    return tree
+
+
+def _swapped(data: bytes, entry: _Entry, order: str) -> bytes:
+    """A value's bytes in the byte order wanted."""
+    value = data[entry.start : entry.stop]
+    width = WIDTHS[entry.kind]
+    if width == 1 or order == _order(data):
+        return value
+    return np.frombuffer(value, f"u{width}").byteswap().tobytes()
+
+
+def _written_tree(tree: Tree, start: int, order: str) -> bytes:
+    """A directory, then its values, then the directories that it points to, for a place in the file."""
+    table = bytearray(struct.pack(order + "H", len(tree)))
+    rest = bytearray()
+    values_at = start + 2 + 12 * len(tree) + 4
+    for tag in sorted(tree):
+        kind, value = tree[tag]
+        at = values_at + len(rest)
+        if isinstance(value, dict):
+            rest += _written_tree(value, at, order)
+            table += struct.pack(order + "HHLL", tag, 4, 1, at)
+            continue
+        count = len(value) // WIDTHS[kind] // (2 if kind in (5, 10) else 1)
+        table += struct.pack(order + "HHL", tag, kind, count)
+        if len(value) <= 4:
+            table += value.ljust(4, b"\0")
+        else:
+            table += struct.pack(order + "L", at)
+            rest += value + b"\0" * (len(value) % 2)
+    return bytes(table) + bytes(4) + bytes(rest)

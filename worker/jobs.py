@@ -1,0 +1,175 @@
+"""What is a job? Records that the client, the ledger and the workers pass to each other, all plain JSON underneath.
+
+A job has chunks; a chunk has images; an image has one outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import secrets
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from worker.errors import UsageError
+
+SCHEMA = 1
+"""Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
+
+
+class State(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """No worker has taken any of it yet."""
+    RUNNING = "running"
+    """Being listed or worked on."""
+    COMPLETED = "completed"
+    """Every image was attempted; some may have failed."""
+    FAILED = "failed"
+    """The job itself could not go on; its `error` says why."""
+    CANCELLED = "cancelled"
+    """Stopped by a user; finished images stay."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more work will be done."""
+        return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; fixed at submission."""
+
+    scale: float = 2.0
+    format: str = "same"
+    """same, or one of worker.formats.FORMATS in lower case."""
+    quality: int | None = None
+    """1 to 100 for JPEG and WebP; None takes 95 and 90."""
+    overwrite: str = "always"
+    """always, or never: an output that is already there is left, and its image skipped."""
+    recursive: bool = True
+    include: tuple[str, ...] = ()
+    """Shell patterns; a key must match one, if there are any."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns; a key must match none."""
+    reference: str | None = None
+    """URI of true pictures under the same keys, to score against."""
+    score: bool = True
+    """Whether to compute PSNR at all."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and 1 <= self.scale <= 16):
+            raise UsageError(f"scale is {self.scale:g}; it must be from 1 to 16")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The weights that a job uses, fixed at submission."""
+
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submission."""
+
+    id: str
+    source: str
+    """URI of the folder or prefix that is read."""
+    destination: str
+    """URI of the folder or prefix that is written."""
+    options: Options
+    model: Model
+    only: tuple[str, str] | None = None
+    """For a single file: its key at the source and at the destination."""
+    created: float = 0.0
+    """Unix time in seconds."""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The record as it lies in the ledger and in job.json."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The inverse of `to_json`.
+
+        Raises:
+            UsageError: written by a newer version of this program.
+        """
+        raw = json.loads(text)
+        if raw["schema"] > SCHEMA:
+            raise UsageError(f"job {raw['id']} has format {raw['schema']}, newer than {SCHEMA}; update this worker")
+        options = raw["options"]
+        for name in ("include", "exclude"):
+            options[name] = tuple(options[name])
+        raw["options"] = Options(**options)
+        raw["model"] = Model(**raw["model"])
+        raw["only"] = tuple(raw["only"]) if raw["only"] else None
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a chunk, as its manifest part lists it."""
+
+    key: str
+    """At the source."""
+    size_bytes: int
+    version: str
+    """Of the source object when it was listed."""
+    output: str
+    """Key at the destination."""
+    problem: tuple[str, str] | None = None
+    """A (code, message) known before any work: two inputs for one output, or a name that cannot be written."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: a row of the results."""
+
+    key: str
+    output: str
+    outcome: str
+    """done, failed or skipped."""
+    size_bytes: int
+    code: str | None = None
+    """Of a failure; see worker.errors and vdsr.errors."""
+    message: str | None = None
+    """For people: why it failed or was skipped."""
+    psnr: dict[str, Any] | None = None
+    """See worker.scores."""
+    model: str | None = None
+    """SHA-256 of the weights that made it."""
+    width: int | None = None
+    """Of the output, in pixels."""
+    height: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Spent on it, by stage."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of a finished image: "first of 12 frames"."""
+
+    def to_json(self) -> str:
+        """One line of the results."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Outcome:
+        """The inverse of `to_json`."""
+        raw = json.loads(text)
+        raw["notes"] = tuple(raw["notes"])
+        return cls(**raw)
+
+
+def new_job_id() -> str:
+    """Sorts by time, and can be read out: "20261123-041502-x7qd2"."""
+    alphabet = "23456789abcdefghjkmnpqrstuvwxyz"  # no 0 o 1 i l
+    tail = "".join(secrets.choice(alphabet) for _ in range(5))
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + tail

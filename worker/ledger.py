@@ -1,0 +1,551 @@
+"""Who owns which chunk, and what is done? The only file that knows the job keys of Redis.
+
+Celery's queue may lose or repeat a message; this ledger may not. Every change is one Lua script, atomic and safe to
+run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after the job has ended.
+
+| key                       | type   | holds                                                                        |
+|---------------------------|--------|------------------------------------------------------------------------------|
+| vdsr:jobs                 | zset   | job id -> created; cleaned of expired jobs when listed                       |
+| vdsr:active               | set    | ids of jobs that the sweeper must look at                                    |
+| vdsr:workers              | zset   | worker name -> when last seen                                                |
+| vdsr:{JOB}:job            | hash   | spec (JSON), state, error, cursor, planned, listed, times, counters (below)  |
+| vdsr:{JOB}:done           | bitmap | one bit for each chunk that is committed                                     |
+| vdsr:{JOB}:open           | zset   | what is queued or being done -> deadline: chunk numbers, "plan", "finish"    |
+| vdsr:{JOB}:lease          | hash   | chunk -> token of the worker that owns it                                    |
+| vdsr:{JOB}:progress:CHUNK | hash   | of an open chunk: row:i -> outcome, try:i -> attempts, why:i -> error, counters |
+
+Counters, in progress while a chunk is open and in the job once it is committed: done, failed, skipped (images),
+done_bytes (of inputs), pixels (of outputs), fail:CODE, and for PSNR psnr_n, psnr_exact, psnr_none, psnr_bicubic_sum,
+psnr_vdsr_sum. Planning adds images, ignored and bytes to the job.
+
+Times are Redis' own: workers' clocks may differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from worker.errors import BrokerUnreachable, JobStopped, LeaseLost, NotFound, UsageError
+from worker.jobs import Job, Outcome, State
+from worker.settings import mask
+
+KEEP_S = 30 * 24 * 3600
+"""How long an ended job stays in the ledger; its report lies at the destination for good."""
+QUEUED_S = 30
+"""A queued task that nobody has taken for this long is queued again, if the queue is empty."""
+PATIENCE_S = 600
+"""The same if the queue is not empty: its message is probably still there."""
+WORKER_SEEN_S = 30
+"""A worker that has not reported for this long counts as gone."""
+PLAN, FINISH = "plan", "finish"
+"""Members of `open` that are no chunks."""
+
+_PRELUDE = """
+local t = redis.call('TIME')
+local now = t[1] + t[2] / 1000000
+local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
+local function add(key, counters)
+  for field, value in pairs(cjson.decode(counters)) do
+    if string.sub(field, -4) == '_sum' then redis.call('HINCRBYFLOAT', key, field, value)
+    elseif value ~= 0 then redis.call('HINCRBY', key, field, value) end
+  end
+end
+"""
+
+# KEYS: job, open. ARGV: spec. -> 1, or 0 if the job was there already.
+_CREATE = """
+if redis.call('HSETNX', KEYS[1], 'spec', ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'queued', 'cursor', '', 'planned', 0, 'listed', 0, 'chunks_done', 0,
+           'created', now)
+redis.call('ZADD', KEYS[2], now + ARGV[2], 'plan')
+return 1
+"""
+
+# A chunk becomes known. KEYS: job, open. ARGV: its number, cursor behind it, counters, 1 if it is the last, QUEUED_S.
+# -> number of open members, or -1 if another planner was first or the job has ended.
+_PLAN = """
+if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return -1 end
+if ended(redis.call('HGET', KEYS[1], 'state')) or redis.call('HGET', KEYS[1], 'listed') == '1' then return -1 end
+redis.call('HSET', KEYS[1], 'planned', ARGV[1] + 1, 'cursor', ARGV[2], 'listed', ARGV[4], 'state', 'running')
+redis.call('HSETNX', KEYS[1], 'started', now)
+add(KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[1])
+if ARGV[4] == '1' then redis.call('ZREM', KEYS[2], 'plan')
+else redis.call('ZADD', KEYS[2], now + ARGV[5], 'plan') end
+return redis.call('ZCARD', KEYS[2])
+"""
+
+# The window is full: planning goes on when a commit asks for it. KEYS: open. ARGV: low water mark.
+# -> 0 if commits have drained the window meanwhile, as none of them will ask again.
+_REST = """
+if redis.call('ZCARD', KEYS[1]) <= tonumber(ARGV[1]) then return 0 end
+redis.call('ZREM', KEYS[1], 'plan')
+return 1
+"""
+
+# KEYS: job, open, lease, done, progress. ARGV: chunk, token, lease_s.
+# -> {verdict, spec, progress as a flat list}
+_LEASE = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {'unknown'} end
+if ended(state) then return {'ended'} end
+if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then return {'done'} end
+if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
+  local deadline = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  if deadline and tonumber(deadline) > now then return {'leased'} end
+end
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
+return {'granted', redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5])}
+"""
+
+# Renew a lease; record an image and the start of another in the same step.
+# KEYS: job, open, lease, progress. ARGV: chunk, token, lease_s, index done or '', row, counters, index started or ''.
+_BEAT = """
+if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
+if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 'lost' end
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
+if ARGV[4] ~= '' and redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[4], ARGV[5]) == 1 then add(KEYS[4], ARGV[6]) end
+if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[7], 1) end
+return 'ok'
+"""
+
+# Give a chunk back at once. KEYS: open, lease, progress. ARGV: chunk, token, index that failed or '', why.
+_RELEASE = """
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'why:' .. ARGV[3], ARGV[4]) end
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+return 1
+"""
+
+# Count a chunk, once. KEYS: job, open, lease, done, progress. ARGV: chunk, token, counters, low water mark, QUEUED_S.
+# -> 'lost', 'done' (by somebody, earlier), or what should be queued now: 'plan', 'finish' or ''.
+_COMMIT = """
+if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then return 'done' end
+if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 'lost' end
+redis.call('SETBIT', KEYS[4], ARGV[1], 1)
+add(KEYS[1], ARGV[3])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('DEL', KEYS[5])
+local committed = redis.call('HINCRBY', KEYS[1], 'chunks_done', 1)
+redis.call('HSET', KEYS[1], 'updated', now)
+if ended(redis.call('HGET', KEYS[1], 'state')) then
+  return redis.call('HLEN', KEYS[3]) == 0 and 'finish' or ''
+end
+if redis.call('HGET', KEYS[1], 'listed') == '1' then
+  if committed < tonumber(redis.call('HGET', KEYS[1], 'planned')) then return '' end
+  redis.call('ZADD', KEYS[2], now + ARGV[5], 'finish')
+  return 'finish'
+end
+if redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[4]) then return '' end
+if redis.call('ZADD', KEYS[2], 'NX', now + ARGV[5], 'plan') == 1 then return 'plan' end
+return ''
+"""
+
+# Stop a job. KEYS: job, open, lease. ARGV: new state, error. -> the state it was in.
+_STOP = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state or ended(state) then return state end
+redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished', now)
+for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  if redis.call('HEXISTS', KEYS[3], member) == 0 then redis.call('ZREM', KEYS[2], member) end
+end
+redis.call('ZADD', KEYS[2], now, 'finish')
+return state
+"""
+
+# The last record is written. KEYS: job, open, lease, done. ARGV: KEEP_S.
+# -> the final state, or 'busy' while a chunk is still owned by a worker or undone.
+_FINISH = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return 'unknown' end
+if ended(state) then
+  if redis.call('HLEN', KEYS[3]) > 0 then return 'busy' end
+else
+  if redis.call('HGET', KEYS[1], 'listed') ~= '1' then return 'busy' end
+  if redis.call('HGET', KEYS[1], 'chunks_done') ~= redis.call('HGET', KEYS[1], 'planned') then return 'busy' end
+  redis.call('HSET', KEYS[1], 'state', 'completed', 'finished', now)
+  state = 'completed'
+end
+redis.call('ZREM', KEYS[2], 'finish')
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[1]) end
+return state
+"""
+
+# What is overdue loses its lease, in the same step as it is taken for queueing again.
+# KEYS: job, open, lease. ARGV: 1 if the queue is empty, QUEUED_S, PATIENCE_S. -> members to queue.
+_SWEEP = """
+local state = redis.call('HGET', KEYS[1], 'state')
+local found = {}
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
+  local owned = redis.call('HDEL', KEYS[3], member) == 1
+  local deadline = tonumber(redis.call('ZSCORE', KEYS[2], member))
+  if ended(state) and member ~= 'finish' then
+    redis.call('ZREM', KEYS[2], member)
+  elseif owned or ARGV[1] == '1' or deadline + ARGV[3] < now then
+    redis.call('ZADD', KEYS[2], now + ARGV[2], member)
+    table.insert(found, member)
+  end
+end
+return {found, state, redis.call('ZCARD', KEYS[2])}
+"""
+
+# A new pass over failed images, as more chunks. KEYS: job, open, lease, done.
+# ARGV: planned as the caller saw it, chunks, counters to add (negative), QUEUED_S. -> 1, or 0 if it changed meanwhile.
+_REOPEN = """
+if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return 0 end
+if redis.call('HGET', KEYS[1], 'state') ~= 'completed' then return 0 end
+add(KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[1], 'planned', ARGV[1] + ARGV[2], 'state', 'running')
+redis.call('HDEL', KEYS[1], 'finished')
+for i = 0, ARGV[2] - 1 do redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[1] + i) end
+for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A chunk that is ours until the lease runs out."""
+
+    job: Job
+    rows: dict[int, Outcome]
+    """Images that an earlier owner finished."""
+    attempts: dict[int, int]
+    """How often each image was begun before."""
+    reasons: dict[int, str]
+    """How an attempt ended, where that is known."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything the ledger knows about a job."""
+
+    job: Job
+    state: State
+    error: str | None
+    listed: bool
+    """Whether the listing has been read to its end, so that `images` is the total."""
+    planned: int
+    chunks_done: int
+    cursor: str
+    """Where planning goes on; see worker.plan."""
+    counters: dict[str, float]
+    """Committed and in progress together; see the module's text."""
+    created: float
+    started: float | None
+    finished: float | None
+    now: float
+    """Redis' time of this record."""
+
+
+class Ledger:
+    """The job ledger of one Redis."""
+
+    def __init__(self, url: str) -> None:
+        """
+        Args:
+            url: redis://, rediss:// or unix:// of Redis; nothing is connected yet.
+        """
+        self.url = url
+        self._redis: redis.Redis = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=15,
+            socket_connect_timeout=5,
+            health_check_interval=10,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), 3),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        )
+        self._scripts: dict[str, Script] = {}
+
+    def create(self, job: Job) -> None:
+        """Record a new job, to be planned."""
+        self._do("sadd", "vdsr:active", job.id)  # first: a job that nobody sweeps could be forgotten
+        self._run(_CREATE, job.id, ("job", "open"), job.to_json(), QUEUED_S)
+        self._do("zadd", "vdsr:jobs", {job.id: job.created})
+
+    def plan(self, job_id: str, chunk: int, cursor: str, counters: dict[str, int], *, last: bool) -> int | None:
+        """Make a chunk known; the number of open ones, or None if another planner was first or the job has ended."""
+        answer = self._run(_PLAN, job_id, ("job", "open"), chunk, cursor, json.dumps(counters), int(last), QUEUED_S)
+        return None if answer == -1 else int(answer)
+
+    def rest(self, job_id: str, low_water: int) -> bool:
+        """Pause planning until a commit asks for it; False if so few chunks are open that it must go on."""
+        return bool(self._run(_REST, job_id, ("open",), low_water))
+
+    def lease(self, job_id: str, chunk: int, token: str, lease_s: float) -> Grant | None:
+        """Own a chunk for a while; None if it is done, owned by another, or its job has ended."""
+        keys = ("job", "open", "lease", "done", f"progress:{chunk}")
+        verdict, *answer = self._run(_LEASE, job_id, keys, chunk, token, lease_s)
+        if verdict != "granted":
+            return None
+        spec, flat = answer
+        progress = dict(zip(flat[::2], flat[1::2], strict=True))
+
+        def of(kind: str) -> dict[int, str]:
+            return {int(k.partition(":")[2]): v for k, v in progress.items() if k.startswith(kind)}
+
+        return Grant(
+            job=Job.from_json(spec),
+            rows={i: Outcome.from_json(text) for i, text in of("row:").items()},
+            attempts={i: int(text) for i, text in of("try:").items()},
+            reasons=of("why:"),
+        )
+
+    def beat(
+        self,
+        job_id: str,
+        chunk: int,
+        token: str,
+        lease_s: float,
+        *,
+        done: tuple[int, Outcome] | None = None,
+        start: int | None = None,
+    ) -> None:
+        """Renew a lease, recording a finished image and the start of another in the same step.
+
+        Raises:
+            JobStopped: the job was cancelled or has failed.
+            LeaseLost: somebody else owns the chunk by now.
+        """
+        index, row = done if done else ("", None)
+        answer = self._run(
+            _BEAT,
+            job_id,
+            ("job", "open", "lease", f"progress:{chunk}"),
+            chunk,
+            token,
+            lease_s,
+            index,
+            row.to_json() if row else "",
+            json.dumps(count([row]) if row else {}),
+            "" if start is None else start,
+        )
+        if answer == "ended":
+            raise JobStopped(job_id)
+        if answer == "lost":
+            raise LeaseLost(job_id, chunk)
+
+    def release(self, job_id: str, chunk: int, token: str, *, failed: int | None = None, why: str = "") -> bool:
+        """Give a chunk back before its lease runs out, telling which image broke it; False if it was not ours."""
+        keys = ("open", "lease", f"progress:{chunk}")
+        return bool(self._run(_RELEASE, job_id, keys, chunk, token, "" if failed is None else failed, why))
+
+    def commit(self, job_id: str, chunk: int, token: str, rows: Iterable[Outcome], *, low_water: int) -> str:
+        """Count a chunk's outcomes, once however often it is called.
+
+        Returns:
+            What to queue next: "plan", "finish" or "".
+
+        Raises:
+            LeaseLost: somebody else owns the chunk by now.
+        """
+        keys = ("job", "open", "lease", "done", f"progress:{chunk}")
+        answer = self._run(_COMMIT, job_id, keys, chunk, token, json.dumps(count(rows)), low_water, QUEUED_S)
+        if answer == "lost":
+            raise LeaseLost(job_id, chunk)
+        return "" if answer == "done" else str(answer)
+
+    def stop(self, job_id: str, state: State, error: str = "") -> State:
+        """Cancel or fail a job; the state it was in before.
+
+        Raises:
+            NotFound: no such job.
+        """
+        before = self._run(_STOP, job_id, ("job", "open", "lease"), state.value, error)
+        if before is None:
+            raise NotFound(f"no job {job_id!r} is known; see 'vdsr list'")
+        return State(before)
+
+    def finish(self, job_id: str) -> State | None:
+        """Close a job whose last chunk is committed; None while workers still own chunks of it."""
+        answer = self._run(_FINISH, job_id, ("job", "open", "lease", "done"), KEEP_S)
+        if answer == "busy":
+            return None
+        if answer == "unknown":
+            raise NotFound(f"no job {job_id!r} is known")
+        return State(answer)
+
+    def sweep(self, job_id: str, *, queue_empty: bool) -> list[str]:
+        """Take back what is overdue: chunk numbers (as text), PLAN or FINISH, to be queued again."""
+        keys = ("job", "open", "lease")
+        found, state, remaining = self._run(_SWEEP, job_id, keys, int(queue_empty), QUEUED_S, PATIENCE_S)
+        if state is None or (State(state).ended and not remaining):
+            self._do("srem", "vdsr:active", job_id)
+        return list(found)
+
+    def reopen(self, record: Record, chunks: int, outcomes: list[Outcome]) -> bool:
+        """Add chunks that do failed images again, uncounting their failures; False if the job changed meanwhile."""
+        taken = {name: -value for name, value in count(outcomes).items()}
+        self._do("sadd", "vdsr:active", record.job.id)
+        keys = ("job", "open", "lease", "done")
+        return bool(self._run(_REOPEN, record.job.id, keys, record.planned, chunks, json.dumps(taken), QUEUED_S))
+
+    def record(self, job_id: str) -> Record:
+        """What is known of a job.
+
+        Raises:
+            NotFound: no such job.
+        """
+        raw = self._do("hgetall", _key(job_id, "job"))
+        if not raw or "spec" not in raw:
+            raise NotFound(f"no job {job_id!r} is known; see 'vdsr list'")
+        counters: dict[str, float] = {}
+        texts = [raw, *self._in_progress(job_id)]
+        for text in texts:
+            for name, value in text.items():
+                if name in COUNTERS or name.startswith("fail:"):
+                    counters[name] = counters.get(name, 0) + (float(value) if name.endswith("_sum") else int(value))
+        seconds, micros = self._do("time")
+        return Record(
+            job=Job.from_json(raw["spec"]),
+            state=State(raw["state"]),
+            error=raw.get("error") or None,
+            listed=raw["listed"] == "1",
+            planned=int(raw["planned"]),
+            chunks_done=int(raw["chunks_done"]),
+            cursor=raw["cursor"],
+            counters=counters,
+            created=float(raw["created"]),
+            started=float(raw["started"]) if "started" in raw else None,
+            finished=float(raw["finished"]) if "finished" in raw else None,
+            now=int(seconds) + int(micros) / 1e6,
+        )
+
+    def leased(self, job_id: str) -> int:
+        """Chunks of a job that workers own."""
+        return int(self._do("hlen", _key(job_id, "lease")))
+
+    def job_ids(self) -> list[str]:
+        """Every job that is still known, newest first."""
+        ids = list(self._do("zrevrange", "vdsr:jobs", 0, -1))
+        known = [job_id for job_id in ids if self._do("exists", _key(job_id, "job"))]
+        if gone := set(ids) - set(known):
+            self._do("zrem", "vdsr:jobs", *gone)
+        return known
+
+    def active(self) -> list[str]:
+        """Jobs that a sweeper must look at."""
+        return list(self._do("smembers", "vdsr:active"))
+
+    def queue_length(self, queue: str) -> int:
+        """Messages waiting in a Celery queue."""
+        return int(self._do("llen", f"vdsr:{queue}"))
+
+    def claim(self, role: str, owner: str, seconds: float) -> bool:
+        """Whether this process has a role ("sweeper") for the next while."""
+        key, milliseconds = f"vdsr:{role}", int(seconds * 1000)
+        return bool(self._do("set", key, owner, px=milliseconds, nx=True) or self._do("get", key) == owner)
+
+    def report_worker(self, name: str) -> None:
+        """A worker is alive."""
+        seconds, _ = self._do("time")
+        self._do("zadd", "vdsr:workers", {name: seconds})
+        self._do("zremrangebyscore", "vdsr:workers", "-inf", int(seconds) - WORKER_SEEN_S)
+
+    def forget_worker(self, name: str) -> None:
+        """A worker has ended."""
+        self._do("zrem", "vdsr:workers", name)
+
+    def workers(self) -> list[str]:
+        """Workers seen lately."""
+        seconds, _ = self._do("time")
+        return list(self._do("zrangebyscore", "vdsr:workers", int(seconds) - WORKER_SEEN_S, "+inf"))
+
+    def ping(self) -> str:
+        """The server's version."""
+        info = self._do("info", "server")
+        return str(info.get("valkey_version") or info["redis_version"])
+
+    def _in_progress(self, job_id: str) -> list[dict[str, str]]:
+        """The counters of open chunks; only those: rows may be large."""
+        members = [m for m in self._do("zrange", _key(job_id, "open"), 0, -1) if m not in (PLAN, FINISH)]
+        found = []
+        for member in members:
+            key = _key(job_id, f"progress:{member}")
+            names = [n for n in self._do("hkeys", key) if n in COUNTERS or n.startswith("fail:")]
+            if names:
+                values = self._do("hmget", key, names)
+                found.append({n: v for n, v in zip(names, values, strict=True) if v is not None})
+        return found
+
+    def _run(self, script: str, job_id: str, names: tuple[str, ...], *args: Any) -> Any:
+        if script not in self._scripts:
+            self._scripts[script] = self._redis.register_script(_PRELUDE + script)
+        return self._guarded(self._scripts[script], keys=[_key(job_id, name) for name in names], args=args)
+
+    def _do(self, command: str, *args: Any, **options: Any) -> Any:
+        return self._guarded(getattr(self._redis, command), *args, **options)
+
+    def _guarded(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return call(*args, **options)
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            reason = str(exc.__cause__ or exc).replace(self.url, mask(self.url))
+            raise BrokerUnreachable(
+                f"cannot reach Redis at {mask(self.url)} ({reason}); set VDSR_REDIS_URL, "
+                "start 'vdsr dev', or use 'vdsr upscale' to work without a server"
+            ) from exc
+        except RedisError as exc:
+            raise UsageError(f"Redis at {mask(self.url)} refused a command: {exc}") from exc
+
+
+COUNTERS = {
+    "images",
+    "ignored",
+    "bytes",
+    "done",
+    "failed",
+    "skipped",
+    "done_bytes",
+    "pixels",
+    "psnr_n",
+    "psnr_exact",
+    "psnr_none",
+    "psnr_bicubic_sum",
+    "psnr_vdsr_sum",
+}
+
+
+def count(rows: Iterable[Outcome]) -> dict[str, float]:
+    """What outcomes add to the counters."""
+    total: dict[str, float] = {}
+
+    def add(name: str, value: float) -> None:
+        total[name] = total.get(name, 0) + value
+
+    for row in rows:
+        add(row.outcome, 1)
+        add("done_bytes", row.size_bytes)
+        add("pixels", (row.width or 0) * (row.height or 0))
+        if row.code:
+            add(f"fail:{row.code}", 1)
+        if row.psnr is None:
+            continue
+        if row.psnr["vdsr"] is None:
+            add("psnr_none", 1)
+        elif "inf" in (row.psnr["vdsr"], row.psnr["bicubic"]):
+            add("psnr_exact", 1)
+        else:
+            add("psnr_n", 1)
+            add("psnr_bicubic_sum", row.psnr["bicubic"])
+            add("psnr_vdsr_sum", row.psnr["vdsr"])
+    return total
+
+
+def _key(job_id: str, name: str) -> str:
+    return f"vdsr:{{{job_id}}}:{name}"

@@ -1,0 +1,95 @@
+"""What lies at DEST/.vdsr/JOB/? The job's own record, kept for good beside its outputs.
+
+    job.json                  the job, and once it has ended its state and totals
+    manifest/0000000.jsonl    one part a chunk: a header line, then its images
+    results/0000000.jsonl     one part a chunk: the outcome of each image
+
+Parts are created once and never changed: of two workers that write the same part, one wins and the other takes over
+what it finds. A later part speaks for an image that stands in an earlier one too (a retry).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from worker.jobs import SCHEMA, Image, Job, Outcome
+from worker.settings import Settings
+from worker.storage import Storage
+from worker.uris import open_storage
+
+
+@dataclass(frozen=True)
+class Part:
+    """A chunk's share of the manifest."""
+
+    images: tuple[Image, ...]
+    ignored: int
+    """Objects of the listing up to here that are no images."""
+    cursor: str
+    """Where the listing goes on after this part."""
+    last: bool
+    """Whether the listing ends here."""
+
+
+class Parts:
+    """Reads and writes the record of one job."""
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        self.job = job
+        self.storage: Storage = open_storage(record_uri(job), settings)
+
+    def add_manifest(self, chunk: int, part: Part) -> Part:
+        """Write a part if there is none; the part that lies there now."""
+        header = {"schema": SCHEMA, "ignored": part.ignored, "cursor": part.cursor, "last": part.last}
+        rows = [header, *(dataclasses.asdict(image) for image in part.images)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if self.storage.create(_name("manifest", chunk), text.encode()):
+            return part
+        return self.manifest(chunk)
+
+    def manifest(self, chunk: int) -> Part:
+        """A part of the manifest."""
+        header, *rows = map(json.loads, self.storage.read(_name("manifest", chunk)).splitlines())
+        images = tuple(Image(**{**row, "problem": tuple(row["problem"]) if row["problem"] else None}) for row in rows)
+        return Part(images=images, ignored=header["ignored"], cursor=header["cursor"], last=header["last"])
+
+    def add_results(self, chunk: int, rows: Sequence[Outcome]) -> list[Outcome]:
+        """Write a chunk's outcomes if there are none; those that lie there now."""
+        text = "".join(row.to_json() + "\n" for row in rows)
+        if self.storage.create(_name("results", chunk), text.encode()):
+            return list(rows)
+        return self.results(chunk)
+
+    def results(self, chunk: int) -> list[Outcome]:
+        """The outcomes of a chunk."""
+        return [Outcome.from_json(line) for line in self.storage.read(_name("results", chunk)).decode().splitlines()]
+
+    def all_results(self) -> Iterator[tuple[int, list[Outcome]]]:
+        """Every results part that there is, with its chunk number, in order."""
+        for entry in self.storage.entries():
+            folder, _, name = entry.key.partition("/")
+            if folder == "results":
+                chunk = int(name.removesuffix(".jsonl"))
+                yield chunk, self.results(chunk)
+
+    def write_job(self, totals: dict[str, object] | None = None) -> None:
+        """Write job.json; again with totals when the job has ended."""
+        content = {**json.loads(self.job.to_json()), **(totals or {})}
+        self.storage.write("job.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def record_uri(job: Job) -> str:
+    """The folder or prefix of a job's record."""
+    return f"{job.destination.rstrip('/')}/.vdsr/{job.id}"
+
+
+def final_rows(parts: Parts) -> dict[str, Outcome]:
+    """The outcome of every image by key, the latest where a retry gave a second one."""
+    return {row.key: row for _, rows in parts.all_results() for row in rows}
+
+
+def _name(kind: str, chunk: int) -> str:
+    return f"{kind}/{chunk:07d}.jsonl"

@@ -1,0 +1,280 @@
+"""What happens to one image? fetch, decode, upscale, score, encode, write: one straight line.
+
+`Pipeline.run` does a chunk's images along that line. Reading ahead and writing behind happen on two other threads,
+so that the device does not wait for storage; Pillow's codecs and sockets release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from vdsr.errors import ImageError, VdsrError
+from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_reference
+from vdsr.resize import scaled_size
+from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable
+from worker.formats import IMAGE_SUFFIXES, output_format
+from worker.images import Picture, check_output, decode, encode
+from worker.jobs import Image, Job, Outcome
+from worker.settings import Settings
+from worker.storage import Storage
+
+if TYPE_CHECKING:
+    from vdsr.upscale import Upscaler
+
+AHEAD = 2
+"""Images that are read ahead of the one being upscaled, and written behind it."""
+SCORED_PIXELS = 1_000_000
+"""Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
+
+ITS_OWN_FAULT = (ImageError, StorageError, StorageUnavailable)
+"""Errors that become an image's outcome; any other is a fault of this program and rises."""
+
+
+class ImageCrashed(VdsrError):
+    """A fault of this program, met while it worked on an image; the cause is chained."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"image {self.number} of the chunk met a fault of this program; the traceback above says which"
+
+
+@dataclass
+class Work:
+    """An image on its way along the line."""
+
+    image: Image
+    seconds: dict[str, float] = field(default_factory=dict)
+    picture: Picture | None = None
+    """After `load`; None there means that the image is to be skipped."""
+    format: str = ""
+    pixels: NDArray[Any] | None = None
+    """After `upscale`."""
+    psnr: dict[str, Any] | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 4)
+
+
+class Pipeline:
+    """The line for the images of one job."""
+
+    def __init__(
+        self,
+        job: Job,
+        upscaler: Upscaler,
+        settings: Settings,
+        *,
+        source: Storage,
+        target: Storage,
+        reference: Storage | None,
+    ) -> None:
+        self.job, self.upscaler, self.settings = job, upscaler, settings
+        self.source, self.target, self.reference = source, target, reference
+
+    def run(
+        self,
+        images: Sequence[tuple[int, Image]],
+        *,
+        ahead: int = AHEAD,
+        on_start: Callable[[int], None],
+        on_tile: Callable[[], None],
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Work on numbered images; their outcomes in order, as each is written.
+
+        Args:
+            ahead: images to read ahead; 0 has one image in hand at a time.
+            on_start: called with an image's number before anything touches it.
+            on_tile: called between tiles; what it raises ends the run.
+        """
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="io") as io:
+            loading: deque[tuple[int, Image, Future[Work]]] = deque()
+            storing: deque[tuple[int, Image, Future[Outcome]]] = deque()
+            waiting = deque(images)
+            try:
+                while waiting or loading:
+                    while waiting and len(loading) <= ahead:
+                        number, image = waiting.popleft()
+                        on_start(number)
+                        loading.append((number, image, io.submit(self.load, image)))
+                    number, image, load = loading.popleft()
+                    with _blamed(number):
+                        store = self._upscaled(image, load, io, on_tile)
+                    storing.append((number, image, store))
+                    while storing and (len(storing) > ahead or storing[0][2].done()):
+                        yield _outcome(*storing.popleft())
+                while storing:
+                    yield _outcome(*storing.popleft())
+            finally:
+                for _, _, load in loading:
+                    load.cancel()
+                for _, _, store in storing:
+                    store.cancel()
+
+    def load(self, image: Image) -> Work:
+        """Fetch and decode, and refuse what could not be written afterwards."""
+        options = self.job.options
+        work = Work(image)
+        if options.overwrite == "never" and self.target.exists(image.output):
+            return work
+        with work.stage("fetch"):
+            data = self.source.read(image.key)
+        with work.stage("decode"):
+            work.picture = decode(data, max_pixels=self.settings.max_pixels)
+        work.format = output_format(work.picture.format, options.format)
+        pixels = work.picture.pixels
+        size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
+        check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
+        return work
+
+    def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
+        """Bicubic, network, PSNR."""
+        assert work.picture is not None
+        with work.stage("upscale"):
+            pixels = self.upscaler.upscale(work.picture.pixels, self.job.options.scale, on_tile=on_tile)
+            work.pixels = pixels
+        if self.job.options.score:
+            with work.stage("score"):
+                work.psnr = self._score(work, on_tile)
+
+    def store(self, work: Work) -> Outcome:
+        """Encode and write; the finished outcome."""
+        assert work.picture is not None
+        assert work.pixels is not None
+        with work.stage("encode"):
+            data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
+        with work.stage("write"):
+            self.target.write(work.image.output, data)
+        return Outcome(
+            key=work.image.key,
+            output=work.image.output,
+            outcome="done",
+            size_bytes=work.image.size_bytes,
+            psnr=work.psnr,
+            model=self.upscaler.identity.sha256,
+            width=work.pixels.shape[1],
+            height=work.pixels.shape[0],
+            seconds=work.seconds,
+            notes=work.picture.notes,
+        )
+
+    def _upscaled(
+        self, image: Image, load: Future[Work], io: ThreadPoolExecutor, on_tile: Callable[[], None]
+    ) -> Future[Outcome]:
+        """Take a loaded image through the device and hand it to the writing thread."""
+        try:
+            work = load.result()
+            if work.picture is None:
+                return _settled(_skipped(image))
+            self.upscale(work, on_tile)
+        except ITS_OWN_FAULT as exc:
+            return _settled(failure(image, exc.code, str(exc)))
+        return io.submit(self.store, work)
+
+    def _score(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
+        assert work.picture is not None
+        assert work.pixels is not None
+        scale = self.job.options.scale
+        kind = "self-degradation" if self.reference is None else "reference"
+        try:
+            if self.reference is None:
+                centre = _centre(work.picture.pixels)
+                result = score_degraded(self.upscaler, centre, scale, with_ssim=False, on_tile=on_tile)
+            else:
+                truth = self._read_reference(work.image.key)
+                result = score_reference(work.pixels, work.picture.pixels, truth, scale)
+        except NotComparable as exc:
+            return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
+        return {"kind": kind, **_figures(result)}
+
+    def _read_reference(self, key: str) -> NDArray[Any]:
+        """The true picture: under the same key, or the same name with another image suffix."""
+        assert self.reference is not None
+        stem, _, own = key.rpartition(".")
+        for suffix in (f".{own}", *IMAGE_SUFFIXES):
+            try:
+                data = self.reference.read(stem + suffix)
+            except ObjectNotFound:
+                continue
+            except (StorageError, StorageUnavailable) as exc:
+                raise NotComparable(f"the reference cannot be read: {exc}") from exc
+            try:
+                return decode(data, max_pixels=self.settings.max_output_pixels).pixels
+            except ImageError as exc:
+                raise NotComparable(f"the reference cannot be decoded: {exc}") from exc
+        raise NotComparable(f"there is no reference for {key} at {self.reference.uri}")
+
+
+def failure(image: Image, code: str, message: str) -> Outcome:
+    """The outcome of an image that cannot be done."""
+    return Outcome(image.key, image.output, "failed", image.size_bytes, code=code, message=message)
+
+
+def _skipped(image: Image) -> Outcome:
+    message = f"{image.output} is there already; --overwrite always would replace it"
+    return Outcome(image.key, image.output, "skipped", image.size_bytes, message=message)
+
+
+def _outcome(number: int, image: Image, store: Future[Outcome]) -> tuple[int, Outcome]:
+    with _blamed(number):
+        try:
+            return number, store.result()
+        except ITS_OWN_FAULT as exc:
+            return number, failure(image, exc.code, str(exc))
+
+
+@contextmanager
+def _blamed(number: int) -> Iterator[None]:
+    """Say which image a fault belongs to."""
+    try:
+        yield
+    except (JobStopped, LeaseLost):
+        raise
+    except Exception as exc:
+        raise ImageCrashed(number) from exc
+
+
+def _settled(outcome: Outcome) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future
+
+
+def _centre(pixels: NDArray[Any]) -> NDArray[Any]:
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, math.sqrt(SCORED_PIXELS / (height * width)))
+    h, w = max(1, int(height * shrink)), max(1, int(width * shrink))
+    top, left = (height - h) // 2, (width - w) // 2
+    return pixels[top : top + h, left : left + w]
+
+
+def _figures(result: Comparison) -> dict[str, Any]:
+    def number(value: float) -> float | str:
+        return "inf" if math.isinf(value) else round(value, 4)
+
+    figures: dict[str, Any] = {
+        "bicubic": number(result.bicubic.psnr_y),
+        "vdsr": number(result.vdsr.psnr_y),
+        "gain": number(result.gain_db),
+        "reason": None,
+    }
+    if result.vdsr.ssim is not None and result.bicubic.ssim is not None:
+        figures["ssim"] = {"bicubic": round(result.bicubic.ssim, 5), "vdsr": round(result.vdsr.ssim, 5)}
+    return figures

@@ -1,0 +1,109 @@
+"""Which settings does this process run with? Read once from VDSR_* variables, checked, and handed down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from worker.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a worker or client; the variable is VDSR_ and the name in capitals."""
+
+    state_dir: Path
+    """Where `vdsr dev` keeps its Redis: its socket here is found by every other command."""
+    redis_url: str
+    """redis://, rediss:// or unix:// of the queue and ledger; unset: the Redis of `vdsr dev`, else localhost."""
+    s3_endpoint_url: str | None = None
+    """URL of an S3 server that is not Amazon's."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: str = "auto"
+    """auto, fp32 or bf16."""
+    tile: int = 256
+    """Pixels a side that one pass of the network contributes; smaller needs less memory."""
+    threads: int = 0
+    """Threads of a worker's computation; 0 takes every core."""
+    weights: Path | None = None
+    """A checkpoint to use instead of the one that ships."""
+    max_pixels: int = 100_000_000
+    """Largest input picture."""
+    max_output_pixels: int = 400_000_000
+    """Largest picture that is made."""
+    chunk_images: int = 100
+    """Most images in a chunk, which is what a worker takes at a time."""
+    chunk_megapixels: int = 0
+    """Most output megapixels in a chunk, estimated from file sizes; 0 suits the device: 8 on a CPU, 4,096 on a card."""
+    lease_s: int = 30
+    """How long a silent worker keeps its chunk."""
+
+    def __post_init__(self) -> None:
+        limits = {"tile": 1, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
+        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"VDSR_{name.upper()} is {getattr(self, name)}; it must be at least {least}")
+        if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+            raise UsageError(
+                f"VDSR_REDIS_URL is {mask(self.redis_url)!r}; it must start with redis://, rediss:// or unix://"
+            )
+
+    @property
+    def dev_socket(self) -> Path:
+        """The socket of the Redis that `vdsr dev` keeps running."""
+        return self.state_dir / "redis.sock"
+
+    @property
+    def broker_url(self) -> str:
+        """The same Redis in Celery's words."""
+        if self.redis_url.startswith("unix://"):
+            return "redis+socket://" + self.redis_url.removeprefix("unix://") + "?virtual_host=0"
+        return self.redis_url
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        UsageError: a value that does not parse, or a VDSR_ variable that is none of ours.
+    """
+    state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    state_dir = Path(environ.get("VDSR_STATE_DIR") or Path(state_home) / "vdsr")
+    values: dict[str, Any] = {"state_dir": state_dir, "redis_url": _default_redis(state_dir)}
+    kinds = {field.name: str(field.type) for field in fields(Settings)}
+    for variable, text in environ.items():
+        if not variable.startswith("VDSR_") or text == "":
+            continue
+        name = variable.removeprefix("VDSR_").lower()
+        if name in kinds:
+            values[name] = _parsed(variable, text, kinds[name])
+    return Settings(**values)
+
+
+def mask(url: str) -> str:
+    """The URL without its password, for messages and logs."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _default_redis(state_dir: Path) -> str:
+    socket = state_dir / "redis.sock"
+    return f"unix://{socket}" if socket.exists() else "redis://localhost:6379/0"
+
+
+def _parsed(variable: str, text: str, kind: str) -> Any:
+    if kind == "int":
+        try:
+            return int(text.replace("_", ""))
+        except ValueError as exc:
+            raise UsageError(f"{variable} is {text!r}; give a whole number") from exc
+    return Path(text) if kind.startswith("Path") else text

@@ -1,0 +1,63 @@
+"""Where do images lie? In a flat space of keys under one root, on local disk or in S3; both behave alike.
+
+A key is relative to its root, with "/" between parts ("2019/a.png"). Listings come in byte order of the key, so
+that a listing can be taken up again after any key. Keys that start with a dot in any part (".vdsr/", ".DS_Store")
+are bookkeeping or hidden files, never images: listings leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    version: str
+    """Changes when the content does: an S3 ETag, or size and modification time."""
+
+
+class Storage(Protocol):
+    """A flat space of keys ("a/b.png") under one root, local or remote."""
+
+    uri: str
+    """The root, as a user would write it: "/data/photos" or "s3://bucket/prefix"."""
+
+    def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
+        """Objects with keys greater than `after`, in byte order of their keys."""
+
+    def read(self, key: str) -> bytes:
+        """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replace the object whole: readers see the old bytes or the new, never a mix."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write the object only if there is none; of two at the same time, exactly one is told True."""
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it stays below its root on every storage.
+
+    Raises:
+        UnsafeKey: absolute, empty, with "..", ".", empty parts, backslash or NUL.
+    """
+    from worker.errors import UnsafeKey
+
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key or "\\" in key:
+        raise UnsafeKey(f"{key!r} is not a plain relative name and could leave its folder; rename it")
+    return key
+
+
+def is_hidden(key: str) -> bool:
+    """Whether any part of the key starts with a dot."""
+    return key.startswith(".") or "/." in key

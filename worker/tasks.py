@@ -1,0 +1,42 @@
+"""Which messages does a worker take? Three, each with ids only; each may come twice, late, or in any order."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from worker import app
+from worker.chunk import HOPELESS, do_chunk
+from worker.finish import finish_job
+from worker.jobs import State
+from worker.plan import plan_job
+from worker.runtime import runtime
+
+
+@shared_task(name=app.PLAN)  # type: ignore[untyped-decorator]  # celery has no types
+def plan(job_id: str) -> None:
+    """List more of a job's source, and queue the chunks."""
+    here = runtime()
+    try:
+        plan_job(
+            here.ledger,
+            job_id,
+            here.settings,
+            here.upscaler.device.type,
+            lambda chunk: here.queue.upscale(job_id, chunk),
+        )
+    except HOPELESS as exc:
+        here.ledger.stop(job_id, State.FAILED, str(exc))
+        here.queue.member(job_id, "finish")
+
+
+@shared_task(name=app.UPSCALE)  # type: ignore[untyped-decorator]  # as above
+def upscale(job_id: str, chunk: int) -> None:
+    """Do a chunk of a job."""
+    do_chunk(runtime(), job_id, chunk)
+
+
+@shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above
+def finish(job_id: str) -> None:
+    """Write a job's last record and close it."""
+    here = runtime()
+    finish_job(here.ledger, job_id, here.settings)
