@@ -24,18 +24,20 @@ def bleed(color: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return color
-    return np.where(hidden, _fill(color * alpha, alpha), color)
+    bled: NDArray[np.float32] = np.where(hidden, _fill(color * alpha, alpha), color)
+    return bled
 
 
 def _fill(weighted: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Colour everywhere, out of colour times weight; recursion halves the image until no gap is left."""
-    color = weighted / np.maximum(weight, np.float32(1e-6))
+    color = (weighted / np.maximum(weight, 1e-6)).astype(np.float32, copy=False)
     if weight.all() or max(weight.shape) == 1:
         return color
     height, width = weight.shape
     coarse = _fill(*(_halve(plane) for plane in (weighted, weight)))
     enlarged = coarse.repeat(2, axis=-2).repeat(2, axis=-1)[..., :height, :width]
-    return np.where(weight > 0, color, enlarged)
+    filled: NDArray[np.float32] = np.where(weight > 0, color, enlarged)
+    return filled
 
 
 def _halve(planes: NDArray[np.float32]) -> NDArray[np.float32]:

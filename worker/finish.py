@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from worker.jobs import State
 from worker.ledger import Ledger
 from worker.parts import Parts
@@ -15,6 +17,7 @@ def finish_job(ledger: Ledger, job_id: str, settings: Settings) -> None:
     if not record.state.ended and not (record.listed and record.chunks_done == record.planned):
         return
     # First the file, then the state: whoever waits for the state finds the file.
-    state = record.state if record.state.ended else State.COMPLETED
-    Parts(record.job, settings).write_job({"ended": {**summarise(record), "state": state.value}})
+    if not record.state.ended:
+        record = dataclasses.replace(record, state=State.COMPLETED, finished=record.now)
+    Parts(record.job, settings).write_job({"ended": summarise(record)})
     ledger.finish(job_id)

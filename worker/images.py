@@ -128,6 +128,7 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
     with _reading(data, image_format):
         image.load()
+    pixels = _pixels(image, data, image_format)
     exif, orientation = _read_exif(image, data, image_format, notes)
     compression = _read_compression(image, image_format, notes)
     _note_frames(image, data, image_format, notes)
@@ -138,7 +139,7 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
         lossless=image_format == "WEBP" and _is_lossless(data),
         compression=compression,
     )
-    return Picture(_upright(_pixels(image, data, image_format), orientation), image_format, extras, tuple(notes))
+    return Picture(_upright(pixels, orientation), image_format, extras, tuple(notes))
 
 
 def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str, *, max_pixels: int) -> None:
@@ -234,15 +235,23 @@ def _sniff(data: bytes) -> str:
 def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     """The picture with its header read, and no pixels."""
     if image_format == "TIFF":
-        _check_tiff_samples(data)
-    elif image_format == "PNG" and data[24:25] == b"\x10" and data[25:26] != b"\0":
-        raise ImageUnsupported(_cut(16))
+        _check_tiff(data)
+    elif image_format == "PNG":
+        _check_png(data)
     _check_size(*_allocated_size(data, image_format), max_pixels)
     # Ours is the limit, for the whole process: Pillow's would refuse what ours lets pass, and up to twice its value
     # it is a mere warning.
     Image.MAX_IMAGE_PIXELS = None
     with _reading(data, image_format):
-        image = Image.open(io.BytesIO(data), formats=[image_format])
+        try:
+            image = Image.open(io.BytesIO(data), formats=[image_format])
+        except DAMAGE:
+            # Pillow looks for a JPEG's resolution in its EXIF, and may trip over it
+            without = data.replace(b"Exif\0\0", b"exif\0\0")
+            if image_format != "JPEG" or without == data:
+                raise
+            image = Image.open(io.BytesIO(without), formats=[image_format])
+            image.info["exif"] = b"damaged"
     _check_size(*image.size, max_pixels)
     return image
 
@@ -327,8 +336,21 @@ def _is_lossless(webp: bytes) -> bool:
     return False
 
 
-def _check_tiff_samples(data: bytes) -> None:
-    """Refuse what Pillow would cut to 8 bits, or misread."""
+def _check_png(data: bytes) -> None:
+    """Refuse 16 bits, unless they are gray, and more than the one colour profile that is allowed."""
+    if data[24:25] == b"\x10" and data[25:26] != b"\0":
+        raise ImageUnsupported(_cut(16))
+    at, profiles = 8, 0
+    while at + 8 <= len(data):
+        length, chunk = struct.unpack_from(">L4s", data, at)
+        profiles += chunk == b"iCCP"
+        if profiles > 1:  # Pillow would unpack 1 MB out of each
+            raise ImageUnreadable("this PNG has more than one colour profile; open it and save it again")
+        at += 12 + length
+
+
+def _check_tiff(data: bytes) -> None:
+    """Refuse samples that Pillow would cut to 8 bits, or misread."""
     tags = _tags(data)
     if set(_numbers(data, tags.get(SAMPLE_FORMAT))) - {1}:
         raise ImageUnsupported(
@@ -410,23 +432,26 @@ def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -
 
 def _note_frames(image: Image.Image, data: bytes, image_format: str, notes: list[str]) -> None:
     """Say so if there are pictures that are not looked at."""
-    try:
-        with _reading(data, image_format):
-            frames = _count_directories(data) if image_format == "TIFF" else getattr(image, "n_frames", 1)
-    except ImageError:
-        notes.append("first of several frames; a later one is damaged")
+    if image_format == "TIFF":
+        frames = _count_directories(data)
     else:
-        if frames > 1:
-            notes.append(f"first of {frames:,} frames")
+        try:
+            with _reading(data, image_format):
+                frames = getattr(image, "n_frames", 1)
+        except ImageError:
+            notes.append("first of several frames; a later one is damaged")
+            return
+    if frames > 1:
+        notes.append(f"first of {frames:,} frames")
 
 
 def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Only what every format can hold: some files say 0, or nan."""
+    """Only what every format can hold: some files say 0 or nan, and Pillow says 1 for a TIFF that says nothing."""
     try:
         x, y = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    return (x, y) if 1 <= x <= 65_535 and 1 <= y <= 65_535 else None
+    return (x, y) if 1 < x <= 65_535 and 1 < y <= 65_535 else None
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -536,7 +561,7 @@ DESCRIPTIVE = {
 """What a TIFF's first directory says about the picture, where most of it says how the pixels lie in the file."""
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
 """Type of a value -> bytes of what its byte order applies to; a rational (5, 10) has two of that."""
-NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q"}
+NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 """Types that hold whole numbers."""
 
 
@@ -550,7 +575,7 @@ class _Entry(NamedTuple):
     at: int
     """Of the entry itself; its value lies from `start` to `stop`."""
     kind: int
-    count: int
+    length: int
     start: int
     stop: int
 
@@ -599,7 +624,7 @@ def _tags(data: bytes) -> dict[int, _Entry]:
 def _numbers(data: bytes, entry: _Entry | None) -> tuple[int, ...]:
     if entry is None or entry.kind not in NUMBERS:
         return ()
-    return struct.unpack_from(f"{_order(data)}{entry.count}{NUMBERS[entry.kind]}", data, entry.start)
+    return struct.unpack_from(f"{_order(data)}{entry.length}{NUMBERS[entry.kind]}", data, entry.start)
 
 
 def _number(data: bytes, entry: _Entry | None) -> int:
@@ -631,13 +656,17 @@ def _count_directories(data: bytes) -> int:
 
 
 def _directories(exif: bytes) -> Iterator[tuple[dict[int, _Entry], int]]:
-    """The first directory, then EXIF's, GPS's and that of interoperability."""
+    """The first directory, then EXIF's, GPS's and that of interoperability; where each one's next pointer lies."""
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         raise _DamagedExif
+    taken = [range(8)]  # a change in one of them must not be one in another
     waiting = [(0, _first(exif))]
     while waiting:
         name, start = waiting.pop()
         tags, end = _directory(exif, start)
+        if any(start < other.stop and other.start < end + 4 for other in taken):
+            raise _DamagedExif
+        taken.append(range(start, end + 4))
         yield tags, end
         waiting += [(child, _number(exif, tags[child])) for child in CHILDREN.get(name, ()) if child in tags]
 

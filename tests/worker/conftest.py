@@ -1,4 +1,4 @@
-"""A real Redis for the tests of the service."""
+"""A real Redis and real workers for the tests of the service."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
+from helpers import Service, make_photos
 
-from worker.embedded import local_redis
+from worker.client import Client
+from worker.embedded import guarded, local_redis, worker_command, worker_environment
+from worker.settings import load_settings
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,35 @@ def redis_url() -> Iterator[str]:
     with local_redis(folder) as url:
         yield url
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two worker processes on the shared Redis, with the credentials of the S3 server."""
+    folder = tmp_path_factory.mktemp("workers")
+    environment = {
+        **worker_environment(redis_url),
+        "VDSR_S3_ENDPOINT_URL": s3_server.endpoint_url,
+        "VDSR_THREADS": "1",
+        "VDSR_LEASE_S": "6",
+        "VDSR_CHUNK_IMAGES": "25",
+        "VDSR_MAX_PIXELS": "1000000",
+        "AWS_ACCESS_KEY_ID": s3_server.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    settings = load_settings(environment)
+    client = Client.connect(settings)
+    first = guarded(worker_command(name="one@%h"), log=folder / "one.log", cwd=folder, env=environment)
+    second = guarded(worker_command(name="two@%h"), log=folder / "two.log", cwd=folder, env=environment)
+    with first as one, second as two:
+        service = Service(client, settings, [one, two])
+        service.wait_until(lambda: len(client.ledger.workers()) == 2)
+        yield service
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of thirty small pictures in two folders."""
+    return make_photos(tmp_path / "photos", 30)

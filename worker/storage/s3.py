@@ -57,6 +57,9 @@ MAX_PUT_BYTES = 5 * 2**30
 BODY_ATTEMPTS = 3
 """botocore repeats a request that gets no answer, but not an answer that breaks off in its body."""
 
+EXPECT_FROM_BYTES = 2 * 2**20
+"""Larger uploads first ask whether they are welcome, as those of other AWS SDKs do."""
+
 CONFLICT_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 
 
@@ -248,7 +251,19 @@ def _new_client(endpoint_url: str | None, region: str | None) -> Any:
         s3={"addressing_style": "path" if endpoint_url else "auto"},  # other servers seldom have a host name a bucket
     )
     session = boto3.session.Session()  # the default session is not safe to share between threads
-    return session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    client = session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    client.meta.events.register("before-send.s3.PutObject", _skip_asking)
+    return client
+
+
+def _skip_asking(request: Any, **_: object) -> None:
+    """Send a small body without waiting for the "100 Continue" that botocore always asks for.
+
+    It is a round trip for nothing, and a second where a server is slow to say it; before botocore 1.43.77, an empty
+    body left the connection so that the next request on it took 60 s (https://github.com/boto/botocore/issues/3755).
+    """
+    if int(request.headers.get("Content-Length", 0)) < EXPECT_FROM_BYTES:
+        request.headers.pop("Expect", None)
 
 
 def _check_endpoint(endpoint_url: str | None) -> str | None:

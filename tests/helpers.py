@@ -1,0 +1,93 @@
+"""What tests of the service share: a client's view of running workers, and pictures to work on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from worker.client import Client, draft
+from worker.jobs import Options, Outcome
+from worker.parts import Parts, final_rows
+from worker.settings import Settings
+from worker.summary import summarise
+
+
+@dataclass(frozen=True)
+class Service:
+    """Redis and two workers, as an operator would run them, with the client's side of it."""
+
+    client: Client
+    settings: Settings
+    workers: list[subprocess.Popen[bytes]]
+
+    def submit(self, source: str | Path, destination: str | Path | None = None, **options: object) -> str:
+        """Queue a job; its id."""
+        target = None if destination is None else str(destination)
+        job = draft(str(source), target, Options(**options), self.settings)
+        self.client.submit(job)
+        return job.id
+
+    def run(self, source: str | Path, destination: str | Path | None = None, **options: object) -> dict:
+        """Do a job to its end; its summary."""
+        return self.wait(self.submit(source, destination, **options))
+
+    def wait(self, job_id: str) -> dict:
+        """The summary of a job once it has ended."""
+        record = self.client.wait(job_id, timeout_s=180)
+        assert record is not None, self.client.ledger.record(job_id)
+        return summarise(record)
+
+    def rows(self, job_id: str) -> dict[str, Outcome]:
+        """The outcome of every image."""
+        return final_rows(Parts(self.client.ledger.record(job_id).job, self.settings))
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Look again and again until something is so."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come about"
+            time.sleep(0.02)
+
+    def children(self) -> list[int]:
+        """Process ids of the workers' pool processes, which do the work."""
+        guards = {worker.pid for worker in self.workers}
+        parents = {pid for pid, parent in _processes() if parent in guards}
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid, parent in _processes() if parent in parents}
+        return [pid for pid, name in names.items() if b"spawn_main" in name or b"billiard" in name]
+
+
+def _processes() -> list[tuple[int, int]]:
+    """(process, parent) of everything that runs."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text()
+            except OSError:
+                continue
+            found.append((int(folder.name), int(stat.rpartition(")")[2].split()[1])))
+    return found
+
+
+def make_photos(folder: Path, count: int, size: tuple[int, int] = (24, 16)) -> Path:
+    """Smooth random pictures, PNG and JPEG, half of them in a subfolder."""
+    rng = np.random.default_rng(count)
+    for n in range(count):
+        path = folder / ("sub" if n % 2 else ".") / f"{n:04d}.{'png' if n % 3 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def kill(pid: int) -> None:
+    """As the kernel does when memory runs out."""
+    os.kill(pid, signal.SIGKILL)

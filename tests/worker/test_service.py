@@ -1,0 +1,268 @@
+"""Jobs through a real Redis and real worker processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Service, kill, make_photos
+from PIL import Image
+
+from vdsr import Upscaler
+from vdsr.evaluate import score_degraded
+from worker.errors import NothingMatched, UsageError
+
+pytestmark = [pytest.mark.redis, pytest.mark.s3]
+
+
+def test_a_folder_goes_in_and_the_same_tree_comes_out_twice_as_large(service: Service, photos: Path) -> None:
+    summary = service.run(photos)
+
+    out = photos.with_name("photos-x2")
+    names = sorted(p.relative_to(photos) for p in photos.rglob("*.*") if p.is_file())
+    made = sorted(p.relative_to(out) for p in out.rglob("*.*") if p.is_file() and ".vdsr" not in p.parts)
+    assert made == names
+    assert all(Image.open(out / name).size == (48, 32) for name in names)
+    assert (summary["state"], summary["images"]["done"], summary["images"]["total"]) == ("completed", 30, 30)
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_the_record_at_the_destination_tells_everything(service: Service, photos: Path) -> None:
+    summary = service.run(photos)
+
+    record = photos.with_name("photos-x2") / ".vdsr" / summary["id"]
+    job = json.loads((record / "job.json").read_text())
+    rows = [json.loads(line) for part in (record / "results").iterdir() for line in part.read_text().splitlines()]
+    assert job["ended"]["images"] == summary["images"]
+    assert job["ended"]["state"] == "completed"
+    assert len({row["key"] for row in rows}) == len(rows) == 30
+    assert {row["outcome"] for row in rows} == {"done"}
+    assert {row["model"] for row in rows} == {summary["model"]["sha256"]}
+    assert set(rows[0]["seconds"]) == {"fetch", "decode", "upscale", "score", "encode", "write"}
+    assert sum(row["psnr"]["vdsr"] for row in rows) / 30 == pytest.approx(summary["psnr"]["vdsr"], abs=1e-3)
+
+
+def test_bad_files_cost_only_themselves(service: Service, photos: Path) -> None:
+    good = (photos / "0002.png").read_bytes()
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "cut.png").write_bytes(good[: len(good) // 2])
+    (photos / "page.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    Image.new("CMYK", (20, 20)).save(photos / "print.jpg")
+    Image.new("L", (1100, 1000)).save(photos / "huge.png")
+    (photos / "notes.txt").write_text("no picture")
+
+    summary = service.run(photos)
+
+    assert summary["images"] == {"total": 35, "done": 30, "failed": 5, "skipped": 0, "ignored": 1}
+    expected = {"empty": 1, "truncated": 1, "unreadable": 1, "unsupported": 1, "too_large": 1}
+    assert summary["failures"] == expected
+    failed = {row.key: row for row in service.client.failed(summary["id"])}
+    assert "VDSR_MAX_PIXELS" in failed["huge.png"].message
+    assert not (photos.with_name("photos-x2") / "cut.png").exists()
+
+
+def test_a_single_file_gets_its_scale_in_its_name(service: Service, photos: Path) -> None:
+    summary = service.run(photos / "0002.png", scale=3.0)
+
+    assert Image.open(photos / "0002-x3.png").size == (72, 48)
+    assert summary["images"]["total"] == 1
+
+
+def test_psnr_through_the_queue_is_that_of_eval(service: Service, tmp_path: Path) -> None:
+    examples = Path(__file__).parents[2] / "examples" / "photos"
+    names = ["rocket.jpg", "photographer-gray.jpg"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(examples / name, tmp_path / "in")
+
+    rows = service.rows(service.run(tmp_path / "in", tmp_path / "out")["id"])
+
+    upscaler = Upscaler(device="cpu")
+    for name in names:
+        direct = score_degraded(upscaler, np.asarray(Image.open(examples / name)), 2)
+        assert rows[name].psnr["bicubic"] == pytest.approx(direct.bicubic.psnr_y, abs=1e-4)
+        assert rows[name].psnr["vdsr"] == pytest.approx(direct.vdsr.psnr_y, abs=1e-3)
+        assert direct.gain_db > 0.5
+
+
+def test_a_reference_gives_psnr_and_ssim_against_the_truth(service: Service, tmp_path: Path) -> None:
+    truth = np.asarray(Image.open(Path(__file__).parents[2] / "examples" / "photos" / "rocket.jpg"))
+    for folder in ("hr", "lr"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(truth).save(tmp_path / "hr" / "a.png")
+    Image.fromarray(truth[::2, ::2]).save(tmp_path / "lr" / "a.bmp")  # another suffix than the reference's
+    Image.fromarray(truth[::2, ::2]).save(tmp_path / "lr" / "alone.bmp")
+
+    summary = service.run(tmp_path / "lr", tmp_path / "out", reference=str(tmp_path / "hr"))
+
+    rows = service.rows(summary["id"])
+    assert rows["a.bmp"].psnr["kind"] == "reference"
+    assert rows["a.bmp"].psnr["vdsr"] > 15
+    assert 0 < rows["a.bmp"].psnr["ssim"]["vdsr"] < 1
+    assert rows["alone.bmp"].psnr["vdsr"] is None
+    assert "no reference" in rows["alone.bmp"].psnr["reason"]
+    assert (summary["psnr"]["images"], summary["psnr"]["without"]) == (1, 1)
+
+
+def test_three_thousand_objects_in_s3_are_all_done_by_two_workers(service: Service, bucket: str) -> None:
+    from worker.uris import open_storage
+
+    source = open_storage(f"s3://{bucket}/in/small", service.settings)
+    decoy = open_storage(f"s3://{bucket}/in/small2", service.settings)
+    pictures = _encoded_pictures(20)
+    for n in range(3000):
+        source.write(f"{n % 7}/{n:05d}.png", pictures[n % 20])
+    decoy.write("not-mine.png", pictures[0])
+
+    summary = service.run(f"s3://{bucket}/in/small", f"s3://{bucket}/out", score=False)
+
+    assert summary["images"] == {"total": 3000, "done": 3000, "failed": 0, "skipped": 0, "ignored": 0}
+    target = open_storage(f"s3://{bucket}/out", service.settings)
+    keys = [entry.key for entry in target.entries()]
+    assert len(keys) == len(set(keys)) == 3000
+    rows = service.rows(summary["id"])
+    assert set(rows) == set(keys)
+    assert len(service.client.ledger.workers()) == 2
+
+
+def _encoded_pictures(count: int) -> list[bytes]:
+    from io import BytesIO
+
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        buffer = BytesIO()
+        Image.fromarray(rng.integers(0, 256, (6, 8), dtype=np.uint8)).save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def test_a_killed_worker_loses_nothing_and_counts_nothing_twice(service: Service, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 120, size=(64, 48))
+    job_id = service.submit(photos)
+    for done in (10, 40, 70):
+        service.wait_until(lambda done=done: _done(service, job_id) >= done)
+        for child in service.children()[:1]:
+            kill(child)
+
+    summary = service.wait(job_id)
+
+    assert summary["images"] == {"total": 120, "done": 120, "failed": 0, "skipped": 0, "ignored": 0}
+    rows = service.rows(job_id)
+    assert len(rows) == 120
+    assert all((photos.with_name("photos-x2") / row.output).exists() for row in rows.values())
+
+
+def _done(service: Service, job_id: str) -> int:
+    return int(service.client.ledger.record(job_id).counters.get("done", 0))
+
+
+def test_cancel_takes_effect_within_the_image_in_hand(service: Service, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 40, size=(200, 200))
+    job_id = service.submit(photos, scale=4.0)
+    service.wait_until(lambda: _done(service, job_id) >= 1)
+
+    service.client.cancel(job_id)
+    service.wait_until(lambda: not service.client.ledger.leased(job_id), seconds=20)
+
+    summary = service.wait(job_id)
+    assert summary["state"] == "cancelled"
+    assert 0 < summary["images"]["done"] < 40
+    service.wait_until(lambda: "ended" in _job_json(photos, job_id))
+    assert _job_json(photos, job_id)["ended"]["state"] == "cancelled"
+
+
+def _job_json(photos: Path, job_id: str) -> dict:
+    folder = next(photos.parent.glob("photos-x*"))
+    return json.loads((folder / ".vdsr" / job_id / "job.json").read_text())
+
+
+def test_failed_images_are_done_again_once_they_are_mended(service: Service, photos: Path) -> None:
+    good = (photos / "0002.png").read_bytes()
+    (photos / "bad1.png").write_bytes(b"")
+    (photos / "bad2.png").write_bytes(b"")
+    first = service.run(photos)
+    (photos / "bad1.png").write_bytes(good)
+
+    assert service.client.retry(first["id"]) == 2
+    summary = service.wait(first["id"])
+
+    assert summary["images"] == {"total": 32, "done": 31, "failed": 1, "skipped": 0, "ignored": 0}
+    assert summary["failures"] == {"empty": 1}
+    assert [row.key for row in service.client.failed(first["id"])] == ["bad2.png"]
+
+
+def test_outputs_that_are_there_can_be_left_alone(service: Service, photos: Path) -> None:
+    service.run(photos)
+    out = photos.with_name("photos-x2")
+    (out / "0002.png").unlink()
+    before = (out / "0004.png").stat().st_mtime_ns
+
+    summary = service.run(photos, overwrite="never")
+
+    assert (summary["images"]["done"], summary["images"]["skipped"]) == (1, 29)
+    assert (out / "0004.png").stat().st_mtime_ns == before
+    assert (out / "0002.png").exists()
+
+
+def test_a_destination_inside_the_source_is_not_listed_again(service: Service, photos: Path) -> None:
+    service.run(photos, photos / "large")
+
+    summary = service.run(photos, photos / "large")
+
+    assert summary["images"]["total"] == 30
+
+
+def test_include_exclude_and_no_recursive_choose_the_images(service: Service, photos: Path) -> None:
+    assert service.run(photos, include=("*.jpg",))["images"]["total"] == 10
+    assert service.run(photos, include=("sub/*",), exclude=("*1.*",))["images"]["total"] == 12
+    assert service.run(photos, recursive=False)["images"]["total"] == 15
+
+
+def test_inputs_that_want_the_same_output_are_refused_before_work_starts(service: Service, photos: Path) -> None:
+    shutil.copy(photos / "0003.jpg", photos / "0002.jpg") if (photos / "0003.jpg").exists() else Image.new(
+        "RGB", (8, 8)
+    ).save(photos / "0002.jpg")
+
+    with pytest.raises(UsageError, match=r"2 inputs map to 0002.png \(0002.jpg, 0002.png\)"):
+        service.submit(photos, format="png")
+    assert not photos.with_name("photos-x2").exists()
+
+
+def test_a_folder_without_images_is_told_at_once(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("no picture")
+
+    with pytest.raises(NothingMatched, match="1 other files were left out"):
+        service.submit(tmp_path)
+
+
+def test_a_worker_with_other_weights_ends_the_job_clearly(service: Service, photos: Path, tmp_path: Path) -> None:
+    import dataclasses
+
+    from vdsr import checkpoint
+    from vdsr.model import VDSR
+
+    checkpoint.save(VDSR(), tmp_path / "other.safetensors", version="other")
+    mine = dataclasses.replace(
+        service, settings=dataclasses.replace(service.settings, weights=tmp_path / "other.safetensors")
+    )
+
+    summary = mine.run(photos)
+
+    assert summary["state"] == "failed"
+    assert "the job asks for model other" in summary["error"]
+
+
+@pytest.mark.quality
+def test_set14_through_the_queue_gives_the_figures_of_eval(service: Service, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[3] / "shared" / "data" / "test" / "Set14"
+    if not folder.exists():
+        pytest.skip("the image sets are not here")
+
+    summary = service.run(folder, tmp_path / "out")
+
+    assert summary["psnr"]["images"] == 14
+    assert round(summary["psnr"]["bicubic"], 2) == 30.23
