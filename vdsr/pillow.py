@@ -39,8 +39,8 @@ def to_array(image: Image.Image) -> NDArray[Any]:
         if image.has_transparency_data:
             raise ImageUnsupported("16-bit gray with transparency is not supported; convert the picture to 8 bit")
         return np.asarray(image, dtype=np.uint16)
-    image = image.convert(_plain_mode(image))
-    return np.asarray(image)
+    mode = _plain_mode(image)
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def from_array(pixels: NDArray[Any]) -> Image.Image:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError
@@ -46,8 +46,9 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
         with lease.kept():
             images = dict(enumerate(parts.manifest(chunk).images))
             for index, row in _outcomes(runtime, lease, grant, images):
-                lease.record(index, row)
                 rows[index] = row
+                with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
+                    lease.record(index, row)
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
         return

@@ -132,8 +132,9 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
     exif, orientation = _read_exif(image, data, image_format, notes)
     compression = _read_compression(image, image_format, notes)
     _note_frames(image, data, image_format, notes)
+    profile = image.info.get("icc_profile")
     extras = Extras(
-        icc_profile=image.info.get("icc_profile") or None,
+        icc_profile=profile if profile and isinstance(profile, bytes) else None,
         exif=exif,
         dpi=_read_dpi(image),
         lossless=image_format == "WEBP" and _is_lossless(data),
@@ -371,9 +372,10 @@ def _cut(bits: int) -> str:
 
 def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
     """As in `Picture`, but not turned; with what Pillow leaves undone."""
-    if image_format == "PNG" and image.mode == "L" and "transparency" in image.info and data[24] in (2, 4):
-        # Pillow widens such samples to 8 bits, but not the one that is to be transparent
-        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+    if image_format == "PNG" and image.mode in ("1", "L") and data[24] < 8 and "transparency" in image.info:
+        steps = 2 ** data[24] - 1
+        if image.info["transparency"] <= steps:  # Pillow widens samples to 8 bits, but not always this one
+            image.info["transparency"] *= 255 // steps
     pixels = to_array(image)
     if image_format == "TIFF" and pixels.dtype == np.uint16 and _numbers(data, _tags(data).get(PHOTOMETRIC)) == (0,):
         return ~pixels  # white is zero; Pillow turns that round for 8 bits only
@@ -535,7 +537,7 @@ def _exif_block(image: Image.Image, extras: Extras) -> bytes | None:
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:
     """A version 4 header, which names an alpha channel; Pillow writes one without (python-pillow/Pillow#8594)."""
-    rows = np.asarray(image)[::-1, :, [2, 1, 0, 3]].tobytes()  # from the bottom up, BGRA
+    rows = image.tobytes("raw", "BGRA", 0, -1)  # from the bottom up
     metres = (round(value / 0.0254) for value in dpi)
     start = 14 + 108
     head = struct.pack("<2sLHHL", b"BM", start + len(rows), 0, 0, start)
@@ -645,7 +647,7 @@ def _count_directories(data: bytes) -> int:
     seen: set[int] = set()
     order, big = _order(data), 43 in data[2:4]
     at = _first(data)
-    while at and at not in seen and at + 8 <= len(data):
+    while at and at not in seen and at + (8 if big else 2) <= len(data):
         seen.add(at)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
         link = at + (8 + count * 20 if big else 2 + count * 12)

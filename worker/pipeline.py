@@ -120,8 +120,10 @@ class Pipeline:
                     storing.append((number, image, store))
                     while storing and (len(storing) > ahead or storing[0][2].done()):
                         yield _outcome(*storing.popleft())
-                while storing:
-                    yield _outcome(*storing.popleft())
+                yield from _drained(storing)
+            except JobStopped:  # what is on its way to storage already will be there, and gets its outcome
+                yield from _drained(storing)
+                raise
             finally:
                 for _, _, load in loading:
                     load.cancel()
@@ -230,6 +232,11 @@ def failure(image: Image, code: str, message: str) -> Outcome:
 def _skipped(image: Image) -> Outcome:
     message = f"{image.output} is there already; --overwrite always would replace it"
     return Outcome(image.key, image.output, "skipped", image.size_bytes, message=message)
+
+
+def _drained(storing: deque[tuple[int, Image, Future[Outcome]]]) -> Iterator[tuple[int, Outcome]]:
+    while storing:
+        yield _outcome(*storing.popleft())
 
 
 def _outcome(number: int, image: Image, store: Future[Outcome]) -> tuple[int, Outcome]:
