@@ -35,7 +35,7 @@ check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python deploy/check_compose.py docker-compose.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -33,8 +33,7 @@ class VDSR(nn.Module):
         self.config = config or VDSRConfig()
         widths = [1, *[self.config.channels] * (self.config.depth - 1), 1]
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
-            for before, after in pairwise(widths)
+            nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False) for before, after in pairwise(widths)
         )
         for kernel in self.kernels:  # He et al. (2015), as the paper's section 4.1 says
             nn.init.kaiming_normal_(kernel, nonlinearity="relu")

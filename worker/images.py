@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,25 @@ from vdsr.errors import (
     ImageUnsupported,
 )
 from vdsr.pillow import from_array, to_array
+from worker.exif import (
+    BITS_PER_SAMPLE,
+    PHOTOMETRIC,
+    PREDICTOR,
+    SAMPLE_FORMAT,
+    SAMPLES_PER_PIXEL,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    DamagedExif,
+    count_pages,
+    exif_of_tiff,
+    first_tags,
+    number,
+    numbers,
+    pixels_end,
+    sized_exif,
+    tiff_with_exif,
+    upright_exif,
+)
 from worker.formats import FORMATS, output_format
 
 __all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format"]
@@ -280,7 +299,7 @@ def _ends_early(data: bytes, image_format: str) -> bool:
     if image_format == "BMP":
         return int.from_bytes(data[2:6], "little") > len(data)
     if image_format == "TIFF":
-        return _tiff_end(data) > len(data)
+        return pixels_end(data) > len(data)
     return not data.rstrip(b"\0").endswith(b"\xff\xd9" if image_format == "JPEG" else b";")
 
 
@@ -296,8 +315,8 @@ def _allocated_size(data: bytes, image_format: str) -> tuple[int, int]:
     if image_format == "WEBP":
         return _webp_size(data)
     if image_format == "TIFF":  # libtiff takes a whole tile, however small the picture is
-        tags = _tags(data)
-        return _number(data, tags.get(TILE_WIDTH)), _number(data, tags.get(TILE_HEIGHT))
+        tags = first_tags(data)
+        return number(data, tags.get(TILE_WIDTH)), number(data, tags.get(TILE_HEIGHT))
     return 0, 0
 
 
@@ -352,13 +371,13 @@ def _check_png(data: bytes) -> None:
 
 def _check_tiff(data: bytes) -> None:
     """Refuse samples that Pillow would cut to 8 bits, or misread."""
-    tags = _tags(data)
-    if set(_numbers(data, tags.get(SAMPLE_FORMAT))) - {1}:
+    tags = first_tags(data)
+    if set(numbers(data, tags.get(SAMPLE_FORMAT))) - {1}:
         raise ImageUnsupported(
             "its samples are signed or floating point; convert the picture to 8 bits, or to 16-bit grayscale"
         )
-    bits = _numbers(data, tags.get(BITS_PER_SAMPLE))
-    samples = max(len(bits), _number(data, tags.get(SAMPLES_PER_PIXEL)))
+    bits = numbers(data, tags.get(BITS_PER_SAMPLE))
+    samples = max(len(bits), number(data, tags.get(SAMPLES_PER_PIXEL)))
     if bits and max(bits) > 8 and (samples, max(bits)) != (1, 16):
         raise ImageUnsupported(_cut(max(bits)))
 
@@ -377,7 +396,11 @@ def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
         if image.info["transparency"] <= steps:  # Pillow widens samples to 8 bits, but not always this one
             image.info["transparency"] *= 255 // steps
     pixels = to_array(image)
-    if image_format == "TIFF" and pixels.dtype == np.uint16 and _numbers(data, _tags(data).get(PHOTOMETRIC)) == (0,):
+    if (
+        image_format == "TIFF"
+        and pixels.dtype == np.uint16
+        and numbers(data, first_tags(data).get(PHOTOMETRIC)) == (0,)
+    ):
         return ~pixels  # white is zero; Pillow turns that round for 8 bits only
     return pixels
 
@@ -397,11 +420,11 @@ def _read_exif(image: Image.Image, data: bytes, image_format: str, notes: list[s
     """EXIF as in `Extras`, and how the pixels are still to be turned."""
     try:
         if image_format == "TIFF":  # Pillow has turned it already
-            exif = _tiff_exif(data)
-            return exif and _upright_exif(exif)[0], 1
+            exif = exif_of_tiff(data)
+            return exif and upright_exif(exif)[0], 1
         exif = _embedded_exif(image)
-        return _upright_exif(exif) if exif else (None, 1)
-    except _DamagedExif:
+        return upright_exif(exif) if exif else (None, 1)
+    except DamagedExif:
         notes.append("EXIF was damaged and is left out")
         return None, 1
 
@@ -414,7 +437,7 @@ def _embedded_exif(image: Image.Image) -> bytes | None:
         try:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
         except ValueError as exc:
-            raise _DamagedExif from exc
+            raise DamagedExif from exc
     if not isinstance(exif, bytes):
         return None
     while exif.startswith(b"Exif\0\0"):
@@ -435,7 +458,7 @@ def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -
 def _note_frames(image: Image.Image, data: bytes, image_format: str, notes: list[str]) -> None:
     """Say so if there are pictures that are not looked at."""
     if image_format == "TIFF":
-        frames = _count_directories(data)
+        frames = count_pages(data)
     else:
         try:
             with _reading(data, image_format):
@@ -511,7 +534,7 @@ def _tiff(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
         "dpi": extras.dpi,
     }
     tiff = _saved(image, "TIFF", options)
-    return _with_exif(tiff, _sized_exif(extras.exif, image)) if extras.exif else tiff
+    return tiff_with_exif(tiff, sized_exif(extras.exif, image)) if extras.exif else tiff
 
 
 def _bmp(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
@@ -532,7 +555,7 @@ def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> by
 
 
 def _exif_block(image: Image.Image, extras: Extras) -> bytes | None:
-    return b"Exif\0\0" + _sized_exif(extras.exif, image) if extras.exif else None
+    return b"Exif\0\0" + sized_exif(extras.exif, image) if extras.exif else None
 
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:
@@ -544,233 +567,3 @@ def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:
     info = struct.pack("<LllHHLLllLL", 108, *image.size, 1, 32, 3, len(rows), *metres, 0, 0)
     masks = struct.pack("<4L4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
     return head + info + masks + rows
-
-
-# ---- EXIF, and TIFF's own directories: the same structure -----------------------------------------------------------
-
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SAMPLE_FORMAT, PREDICTOR = 258, 262, 277, 339, 317
-STRIP_OFFSETS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 273, 279, 322, 323, 324, 325
-IMAGE_WIDTH, IMAGE_HEIGHT, ORIENTATION, EXIF_WIDTH, EXIF_HEIGHT = 256, 257, 274, 0xA002, 0xA003
-EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005
-CHILDREN = {0: (EXIF, GPS), EXIF: (INTEROP,)}
-"""Directory, 0 being the first -> its tags that point to another."""
-DESCRIPTIVE = {
-    *(269, 270, 271, 272, ORIENTATION, 285),  # document, description, make, model, orientation, page
-    *(305, 306, 315, 316),  # software, date, artist, computer
-    *(18246, 18249, 33432, *range(40091, 40096)),  # rating, copyright, Windows' own
-    *(EXIF, GPS),
-}
-"""What a TIFF's first directory says about the picture, where most of it says how the pixels lie in the file."""
-WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
-"""Type of a value -> bytes of what its byte order applies to; a rational (5, 10) has two of that."""
-NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
-"""Types that hold whole numbers."""
-
-
-class _DamagedExif(Exception):
-    """The directories cannot be followed."""
-
-
-class _Entry(NamedTuple):
-    """One tag of a directory."""
-
-    at: int
-    """Of the entry itself; its value lies from `start` to `stop`."""
-    kind: int
-    length: int
-    start: int
-    stop: int
-
-
-def _order(data: bytes) -> str:
-    return ">" if data[:2] == b"MM" else "<"
-
-
-def _first(data: bytes) -> int:
-    """Where the first directory begins."""
-    big = 43 in data[2:4]
-    return int.from_bytes(data[8:16] if big else data[4:8], "big" if _order(data) == ">" else "little")
-
-
-def _directory(data: bytes, start: int) -> tuple[dict[int, _Entry], int]:
-    """Tags whose values lie inside the bytes, and where the pointer to the next directory lies."""
-    order = _order(data)
-    number, entry, word = ("Q", "HHQ", 8) if 43 in data[2:4] else ("H", "HHL", 4)
-    at = start + struct.calcsize(number)
-    if at > len(data):
-        raise _DamagedExif
-    (count,) = struct.unpack_from(order + number, data, start)
-    size = struct.calcsize("=" + entry) + word
-    if count > 65_535 or at + count * size + word > len(data):
-        raise _DamagedExif
-    found: dict[int, _Entry] = {}
-    for place in range(at, at + count * size, size):
-        tag, kind, length = struct.unpack_from(order + entry, data, place)
-        value = place + size - word
-        length_bytes = length * WIDTHS.get(kind, 8 if kind in (16, 17, 18) else 0) * (2 if kind in (5, 10) else 1)
-        if length_bytes > word:
-            (value,) = struct.unpack_from(order + entry[-1], data, value)
-        if 0 < length_bytes <= len(data) - value:
-            found.setdefault(tag, _Entry(place, kind, length, value, value + length_bytes))
-    return found, at + count * size
-
-
-def _tags(data: bytes) -> dict[int, _Entry]:
-    """The first directory; empty if there is none."""
-    try:
-        return _directory(data, _first(data))[0]
-    except _DamagedExif:
-        return {}
-
-
-def _numbers(data: bytes, entry: _Entry | None) -> tuple[int, ...]:
-    if entry is None or entry.kind not in NUMBERS:
-        return ()
-    return struct.unpack_from(f"{_order(data)}{entry.length}{NUMBERS[entry.kind]}", data, entry.start)
-
-
-def _number(data: bytes, entry: _Entry | None) -> int:
-    return next(iter(_numbers(data, entry)), 0)
-
-
-def _tiff_end(data: bytes) -> int:
-    """Where the strips or tiles of a TIFF should end; beyond the bytes if not even its directory is there."""
-    tags = _tags(data)
-    starts = _numbers(data, tags.get(STRIP_OFFSETS)) + _numbers(data, tags.get(TILE_OFFSETS))
-    sizes = _numbers(data, tags.get(STRIP_BYTES)) + _numbers(data, tags.get(TILE_BYTES))
-    ends = (start + size for start, size in zip(starts, sizes, strict=False))
-    return max(ends, default=0) if tags else len(data) + 1
-
-
-def _count_directories(data: bytes) -> int:
-    """Pages of a TIFF; Pillow's own count takes time by the square of their number."""
-    seen: set[int] = set()
-    order, big = _order(data), 43 in data[2:4]
-    at = _first(data)
-    while at and at not in seen and at + (8 if big else 2) <= len(data):
-        seen.add(at)
-        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
-        link = at + (8 + count * 20 if big else 2 + count * 12)
-        if link + (8 if big else 4) > len(data):
-            break
-        (at,) = struct.unpack_from(order + ("Q" if big else "L"), data, link)
-    return len(seen)
-
-
-def _directories(exif: bytes) -> Iterator[tuple[dict[int, _Entry], int]]:
-    """The first directory, then EXIF's, GPS's and that of interoperability; where each one's next pointer lies."""
-    if exif[:4] not in (b"II*\0", b"MM\0*"):
-        raise _DamagedExif
-    taken = [range(8)]  # a change in one of them must not be one in another
-    waiting = [(0, _first(exif))]
-    while waiting:
-        name, start = waiting.pop()
-        tags, end = _directory(exif, start)
-        if any(start < other.stop and other.start < end + 4 for other in taken):
-            raise _DamagedExif
-        taken.append(range(start, end + 4))
-        yield tags, end
-        waiting += [(child, _number(exif, tags[child])) for child in CHILDREN.get(name, ()) if child in tags]
-
-
-def _upright_exif(exif: bytes) -> tuple[bytes, int]:
-    """EXIF that says upright and has no thumbnail, and the orientation that it had.
-
-    All else stays where it is: maker notes hold offsets of their own.
-    """
-    out = bytearray(exif)
-    directories = list(_directories(exif))
-    tags, end = directories[0]
-    struct.pack_into(_order(exif) + "L", out, end, 0)  # the next directory would be the thumbnail's
-    orientation = _number(exif, tags.get(ORIENTATION))
-    _set(out, tags, ORIENTATION, 1)
-    stop = max(max([end + 4, *(entry.stop for entry in tags.values())]) for tags, end in directories)
-    return bytes(out[:stop]), orientation if 1 <= orientation <= 8 else 1
-
-
-def _sized_exif(exif: bytes, image: Image.Image) -> bytes:
-    """EXIF that is told the size, where it speaks of one."""
-    out = bytearray(exif)
-    for tags, _ in _directories(exif):
-        for tag in (IMAGE_WIDTH, EXIF_WIDTH):
-            _set(out, tags, tag, image.width)
-        for tag in (IMAGE_HEIGHT, EXIF_HEIGHT):
-            _set(out, tags, tag, image.height)
-    return bytes(out)
-
-
-def _set(exif: bytearray, tags: dict[int, _Entry], tag: int, value: int) -> None:
-    """Change a number in place, if it is there."""
-    if tag not in tags:
-        return
-    order = ">" if exif[:2] == b"MM" else "<"
-    if value < 2**16:
-        struct.pack_into(order + "HHLHH", exif, tags[tag].at, tag, 3, 1, value, 0)
-    else:
-        struct.pack_into(order + "HHLL", exif, tags[tag].at, tag, 4, 1, value)
-
-
-Tree = dict[int, tuple[int, Any]]
-"""Tag -> type and value, which is bytes or, for what points to a directory, a Tree."""
-
-
-def _tiff_exif(data: bytes) -> bytes | None:
-    """EXIF of its own out of a TIFF's first directory, in the same byte order."""
-    tree = _read_tree(data, _first(data), 0, _order(data))
-    kept = {tag: value for tag, value in tree.items() if tag in DESCRIPTIVE}
-    if not kept:
-        return None
-    order = _order(data)
-    return struct.pack(order + "2sHL", b"MM" if order == ">" else b"II", 42, 8) + _written_tree(kept, 8, order)
-
-
-def _with_exif(tiff: bytes, exif: bytes) -> bytes:
-    """A TIFF with EXIF's tags beside its own: a new first directory at its end, the old one left unused."""
-    order = _order(tiff)
-    described = {tag: value for tag, value in _read_tree(exif, _first(exif), 0, order).items() if tag in DESCRIPTIVE}
-    own = _read_tree(tiff, _first(tiff), 0, order)
-    out = bytearray(tiff) + b"\0" * (len(tiff) % 2)
-    struct.pack_into(order + "L", out, 4, len(out))
-    return bytes(out) + _written_tree(described | own, len(out), order)
-
-
-def _read_tree(data: bytes, start: int, name: int, order: str) -> Tree:
-    """A directory and those that it points to, with their values in the byte order wanted."""
-    tree: Tree = {}
-    for tag, entry in _directory(data, start)[0].items():
-        if tag in CHILDREN.get(name, ()):
-            tree[tag] = entry.kind, _read_tree(data, _number(data, entry), tag, order)
-        elif entry.kind in WIDTHS:  # BigTIFF has others
-            tree[tag] = entry.kind, _swapped(data, entry, order)
-    return tree
-
-
-def _swapped(data: bytes, entry: _Entry, order: str) -> bytes:
-    """A value's bytes in the byte order wanted."""
-    value = data[entry.start : entry.stop]
-    width = WIDTHS[entry.kind]
-    if width == 1 or order == _order(data):
-        return value
-    return np.frombuffer(value, f"u{width}").byteswap().tobytes()
-
-
-def _written_tree(tree: Tree, start: int, order: str) -> bytes:
-    """A directory, then its values, then the directories that it points to, for a place in the file."""
-    table = bytearray(struct.pack(order + "H", len(tree)))
-    rest = bytearray()
-    values_at = start + 2 + 12 * len(tree) + 4
-    for tag in sorted(tree):
-        kind, value = tree[tag]
-        at = values_at + len(rest)
-        if isinstance(value, dict):
-            rest += _written_tree(value, at, order)
-            table += struct.pack(order + "HHLL", tag, 4, 1, at)
-            continue
-        count = len(value) // WIDTHS[kind] // (2 if kind in (5, 10) else 1)
-        table += struct.pack(order + "HHL", tag, kind, count)
-        if len(value) <= 4:
-            table += value.ljust(4, b"\0")
-        else:
-            table += struct.pack(order + "L", at)
-            rest += value + b"\0" * (len(value) % 2)
-    return bytes(table) + bytes(4) + bytes(rest)

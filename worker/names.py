@@ -1,8 +1,8 @@
 """What is an image's output called, and do two inputs want the same name?
 
 The tree is mirrored: an input's key is its output's key, with another suffix where the format changes. Two inputs
-can then only collide if they differ in nothing but their suffix (a.jpg and a.png both become a.png). Listings come
-in byte order, where all keys that start with "a." stand together: whoever might still collide is a short stack of
+can then only collide if they differ in nothing but their suffix (a.jpg and a.png both become a.png). A folder is
+listed in byte order, where all names that start with "a." stand together: whoever might still collide is a short stack of
 nested stems ("img" in img.jpg, then "img.0001" in img.0001.jpg), however long the listing is.
 """
 
@@ -18,7 +18,7 @@ from worker.storage import check_key
 
 @dataclass
 class Namer:
-    """Gives names to a listing in byte order; its `stack` lets another process go on where it stopped."""
+    """Gives names to a listing in its order; its `stack` lets another process go on where it stopped."""
 
     options: Options
     stack: list[tuple[str, dict[str, str]]] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """Where do images lie? In a flat space of keys under one root, on local disk or in S3; both behave alike.
 
-A key is relative to its root, with "/" between parts ("2019/a.png"). Listings come in byte order of the key, so
-that a listing can be taken up again after any key. Keys that start with a dot in any part (".vdsr/", ".DS_Store")
+A key is relative to its root, with "/" between parts ("2019/a.png"). Listings come in an order that the storage
+keeps (byte order on disk and on Amazon's S3; some servers sort "/" before all else), so that a listing can be taken up
+again after any key that it gave; within one folder it is byte order everywhere. Keys that start with a dot in any part (".vdsr/", ".DS_Store")
 are bookkeeping or hidden files, never images: listings leave them out.
 """
 
@@ -29,7 +30,7 @@ class Storage(Protocol):
     """The root, as a user would write it: "/data/photos" or "s3://bucket/prefix"."""
 
     def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
-        """Objects with keys greater than `after`, in byte order of their keys."""
+        """Objects behind `after`, a key that an earlier listing gave, in the storage's order."""
 
     def read(self, key: str) -> bytes:
         """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails."""
