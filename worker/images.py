@@ -534,7 +534,7 @@ def _tiff(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
         "dpi": extras.dpi,
     }
     tiff = _saved(image, "TIFF", options)
-    return tiff_with_exif(tiff, sized_exif(extras.exif, image)) if extras.exif else tiff
+    return tiff_with_exif(tiff, sized_exif(extras.exif, *image.size)) if extras.exif else tiff
 
 
 def _bmp(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
@@ -555,7 +555,7 @@ def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> by
 
 
 def _exif_block(image: Image.Image, extras: Extras) -> bytes | None:
-    return b"Exif\0\0" + sized_exif(extras.exif, image) if extras.exif else None
+    return b"Exif\0\0" + sized_exif(extras.exif, *image.size) if extras.exif else None
 
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:

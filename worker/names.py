@@ -2,8 +2,8 @@
 
 The tree is mirrored: an input's key is its output's key, with another suffix where the format changes. Two inputs
 can then only collide if they differ in nothing but their suffix (a.jpg and a.png both become a.png). A folder is
-listed in byte order, where all names that start with "a." stand together: whoever might still collide is a short stack of
-nested stems ("img" in img.jpg, then "img.0001" in img.0001.jpg), however long the listing is.
+listed in byte order, where all names that start with "a." stand together: whoever might still collide is a short
+stack of nested stems ("img" in img.jpg, then "img.0001" in img.0001.jpg), however long the listing is.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def test_every_command_has_help_with_its_name() -> None:
 def test_the_client_never_loads_torch() -> None:
     code = "import sys, worker.client, cli.submit, cli.status; print('torch' in sys.modules, 'boto3' in sys.modules)"
 
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert result.stdout == "False False\n"
 
 
 @pytest.mark.redis
@@ -123,7 +125,7 @@ def test_jobs_survive_a_restart_of_dev(state: dict[str, str], tmp_path: Path) ->
             _wait_for(lambda: vdsr(state, "list").returncode == 0)
             if attempt == 0:
                 job = vdsr(state, "submit", tmp_path / "in").stdout.strip()
-                _wait_for(lambda: _images(state, job)["done"] >= 3)
+                _wait_for(lambda job=job: _images(state, job)["done"] >= 3)
             else:
                 assert vdsr(state, "wait", job, "--timeout", "110").returncode == 0
                 assert _images(state, job) == {"total": 30, "done": 30, "failed": 0, "skipped": 0, "ignored": 0}

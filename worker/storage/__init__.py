@@ -1,9 +1,11 @@
 """Where do images lie? In a flat space of keys under one root, on local disk or in S3; both behave alike.
 
 A key is relative to its root, with "/" between parts ("2019/a.png"). Listings come in an order that the storage
-keeps (byte order on disk and on Amazon's S3; some servers sort "/" before all else), so that a listing can be taken up
-again after any key that it gave; within one folder it is byte order everywhere. Keys that start with a dot in any part (".vdsr/", ".DS_Store")
-are bookkeeping or hidden files, never images: listings leave them out.
+keeps (byte order on disk and on Amazon's S3; some servers sort "/" before all else), so that a listing can be taken
+up again after any key that it gave; within one folder it is byte order everywhere.
+
+Keys that start with a dot in any part (".vdsr/", ".DS_Store") are bookkeeping or hidden files, never images:
+listings leave them out.
 """
 
 from __future__ import annotations
