@@ -16,17 +16,18 @@ def command() -> int:
     restart: Redis keeps its append-only file in the state folder (VDSR_STATE_DIR).
     """
     from cli.output import say
-    from worker.embedded import LocalWorker, local_redis
+    from worker.embedded import LocalRedis, LocalWorker
     from worker.settings import load_settings
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor is a Ctrl-C
     folder = load_settings().state_dir
     try:
-        with local_redis(folder) as url:
-            say(f"Redis at {url}")
-            with LocalWorker(url, folder, to_terminal=True) as worker:
+        with LocalRedis(folder) as redis:
+            say(f"Redis at {redis.url}")
+            with LocalWorker(redis.url, folder, to_terminal=True) as worker:
                 say("worker starting; in another terminal: vdsr submit FOLDER    (Ctrl-C ends both)")
                 while True:
+                    redis.keep_up()
                     worker.keep_up()
                     time.sleep(1)
     except KeyboardInterrupt:

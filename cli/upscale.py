@@ -47,20 +47,23 @@ def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
 
     from cli.output import live, progress_line
     from worker.client import Client
-    from worker.embedded import LocalWorker, local_redis
+    from worker.embedded import LocalRedis, LocalWorker
     from worker.summary import summarise
 
-    with local_redis(folder) as url, LocalWorker(url, folder) as worker:
-        client = Client.connect(dataclasses.replace(settings, redis_url=url))
+    with LocalRedis(folder) as redis, LocalWorker(redis.url, folder) as worker:
+        client = Client.connect(dataclasses.replace(settings, redis_url=redis.url))
         client.submit(job)
         try:
             with live(not as_json) as draw:
 
-                def look(record: Record) -> None:
+                def keep_up() -> None:
+                    redis.keep_up()
                     worker.keep_up()
+
+                def show(record: Record) -> None:
                     draw(progress_line(summarise(record)))
 
-                record = client.wait(job.id, on_look=look)
+                record = client.wait(job.id, on_look=show, before_look=keep_up, patience_s=60)
         except KeyboardInterrupt:
             _interrupted(client, job)
             return 130

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vdsr import checkpoint
 from worker.app import Queue
-from worker.errors import NothingMatched, UsageError
+from worker.errors import BrokerUnreachable, NothingMatched, UsageError
 from worker.jobs import Image, Job, Model, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger, Record
 from worker.names import output_key
@@ -55,15 +55,28 @@ class Client:
         *,
         timeout_s: float | None = None,
         on_look: Callable[[Record], None] = lambda record: None,
+        before_look: Callable[[], None] = lambda: None,
+        patience_s: float = 0,
     ) -> Record | None:
         """The record of a job once it has ended; None if it has not within the time.
 
         Args:
             on_look: called with the record each time it is read, about twice a second.
+            before_look: called before that.
+            patience_s: how long Redis may be away.
         """
+        answered = time.monotonic()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            record = self.ledger.record(job_id)
+            before_look()
+            try:
+                record = self.ledger.record(job_id)
+            except BrokerUnreachable:
+                if time.monotonic() - answered > patience_s:
+                    raise
+                time.sleep(LOOK_S)
+                continue
+            answered = time.monotonic()
             on_look(record)
             if record.state.ended:
                 return record

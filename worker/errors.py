@@ -12,7 +12,7 @@ VdsrError
 │   ├── AccessDenied        also a PermissionError
 │   ├── StorageFull         no space left, or over quota
 │   └── UnsafeKey           a name that would leave its root, or that the storage cannot hold
-├── WorkerDied              the worker of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
+├── ProcessDied             the worker or Redis of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
 ├── JobStopped              the job was cancelled or has failed: stop work on it
 └── LeaseLost               another worker owns this chunk now: stop work on it
 
@@ -81,8 +81,8 @@ class UnsafeKey(StorageError):
     code = "unsafe_name"
 
 
-class WorkerDied(VdsrError):
-    """A worker that this process looks after does not stay up."""
+class ProcessDied(VdsrError):
+    """A process that this one looks after does not stay up."""
 
 
 class JobStopped(VdsrError):

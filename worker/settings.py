@@ -55,11 +55,6 @@ class Settings:
             )
 
     @property
-    def dev_socket(self) -> Path:
-        """The socket of the Redis that `vdsr dev` keeps running."""
-        return self.state_dir / "redis.sock"
-
-    @property
     def broker_url(self) -> str:
         """The same Redis in Celery's words."""
         if self.redis_url.startswith("unix://"):

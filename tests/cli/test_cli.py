@@ -108,7 +108,7 @@ def test_a_second_terminal_needs_no_settings_while_dev_runs(state: dict[str, str
         assert vdsr(state, "retry", job).stderr.endswith("has no failed images\n")
         assert vdsr(state, "cancel", job).stderr.endswith("had already ended: completed\n")
         second = vdsr(state, "dev")
-        assert (second.returncode, "already answers" in second.stderr) == (2, True)
+        assert (second.returncode, "already runs in" in second.stderr) == (2, True)
     finally:
         dev.send_signal(signal.SIGINT)
         assert dev.wait(40) == 130
@@ -242,3 +242,28 @@ def test_doctor_says_what_works_and_what_does_not(state: dict[str, str], tmp_pat
     assert "broken  Redis: cannot reach Redis at redis://user:***@localhost:1/0" in bad.stdout
     assert "cuda:99 asked for" in bad.stdout
     assert "hidden" not in bad.stdout + bad.stderr
+
+
+@pytest.mark.redis
+def test_a_job_goes_on_when_its_redis_is_killed(state: dict[str, str], tmp_path: Path) -> None:
+    make_photos(tmp_path / "in", 40, size=(100, 100))
+    command = subprocess.Popen([VDSR, "upscale", tmp_path / "in", "--json"], env=state, stdout=subprocess.PIPE)
+    for count in (2, 15):
+        _wait_for(lambda count=count: len(list((tmp_path / "in-x2").rglob("*.png"))) >= count)
+        servers = [pid for pid in _descendants(command.pid) if _name(pid) == "valkey-server"]
+        assert len(servers) == 1
+        os.kill(servers[0], signal.SIGKILL)
+
+    output, _ = command.communicate(timeout=150)
+
+    assert command.returncode == 0
+    assert json.loads(output)["images"] == {"total": 40, "done": 40, "failed": 0, "skipped": 0, "ignored": 0}
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *_descendants(child))]
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()

@@ -12,7 +12,7 @@ import servers
 from helpers import Service, make_photos
 
 from worker.client import Client
-from worker.embedded import guarded, local_redis, worker_command, worker_environment
+from worker.embedded import LocalRedis, guarded, worker_command, worker_environment
 from worker.settings import load_settings
 
 
@@ -20,8 +20,8 @@ from worker.settings import load_settings
 def redis_url() -> Iterator[str]:
     """A real server with an append-only file, shared by the session: jobs have ids of their own."""
     folder = Path(tempfile.mkdtemp(prefix="vdsr-"))  # short, unlike pytest's: a socket's path has 104 bytes
-    with local_redis(folder) as url:
-        yield url
+    with LocalRedis(folder) as redis:
+        yield redis.url
     shutil.rmtree(folder)
 
 
