@@ -57,7 +57,7 @@ from worker.exif import (
 )
 from worker.formats import FORMATS, output_format
 
-__all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format"]
+__all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 """Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500."""
@@ -160,6 +160,13 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
         compression=compression,
     )
     return Picture(_upright(pixels, orientation), image_format, extras, tuple(notes))
+
+
+def without_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
+    """The same pixels, less an alpha channel that hides nothing: what a format without alpha can hold after all."""
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and (pixels[..., -1] == np.iinfo(pixels.dtype).max).all():
+        return pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return pixels
 
 
 def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str, *, max_pixels: int) -> None:

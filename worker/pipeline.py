@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_refer
 from vdsr.resize import scaled_size
 from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable
 from worker.formats import IMAGE_SUFFIXES, output_format
-from worker.images import Picture, check_output, decode, encode
+from worker.images import Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
 from worker.settings import Settings
 from worker.storage import Storage
@@ -141,6 +141,8 @@ class Pipeline:
         with work.stage("decode"):
             work.picture = decode(data, max_pixels=self.settings.max_pixels)
         work.format = output_format(work.picture.format, options.format)
+        if work.format == "JPEG":
+            work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
         pixels = work.picture.pixels
         size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
         check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)

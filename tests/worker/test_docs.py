@@ -1,0 +1,60 @@
+"""What the documents say of settings, codes and exit codes is what the code has."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vdsr import errors as science
+from worker import errors as service
+from worker.settings import Settings, load_settings, mask
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_setting_is_documented() -> None:
+    text = (DOCS / "operations.md").read_text()
+
+    assert [f.name for f in fields(Settings) if f"`VDSR_{f.name.upper()}`" not in text] == []
+
+
+def test_every_failure_code_is_documented() -> None:
+    text = (DOCS / "formats.md").read_text()
+    classes = [*vars(science).values(), *vars(service).values()]
+    codes = {c.code for c in classes if isinstance(c, type) and hasattr(c, "code")} - {"image_error"}
+
+    assert {"empty", "truncated", "disk_full", "unsafe_name"} <= codes
+    assert [code for code in codes | {"crashed", "name_collision"} if f"`{code}`" not in text] == []
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("VDSR_TILE", "0", "VDSR_TILE is 0; it must be at least 1"),
+        ("VDSR_LEASE_S", "1", "VDSR_LEASE_S is 1; it must be at least 3"),
+        ("VDSR_MAX_PIXELS", "many", "VDSR_MAX_PIXELS is 'many'; give a whole number"),
+        ("VDSR_REDIS_URL", "http://:pw@x", r"VDSR_REDIS_URL is 'http://:\*\*\*@x'; it must start with redis://"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_with_its_remedy(variable: str, value: str, message: str) -> None:
+    with pytest.raises(service.UsageError, match=message):
+        load_settings({variable: value})
+
+
+def test_settings_come_from_the_environment_and_others_variables_are_left_alone(tmp_path: Path) -> None:
+    settings = load_settings(
+        {"VDSR_STATE_DIR": str(tmp_path), "VDSR_MAX_PIXELS": "1_000", "VDSR_SUBMIT_SCALE": "3", "VDSR_DEVICE": ""}
+    )
+
+    assert (settings.max_pixels, settings.device, settings.redis_url) == (1000, "auto", "redis://localhost:6379/0")
+
+
+def test_passwords_do_not_show() -> None:
+    assert mask("rediss://user:secret@host:1/2?a=b") == "rediss://user:***@host:1/2?a=b"
+    assert mask("redis://host:1") == "redis://host:1"
