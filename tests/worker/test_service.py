@@ -13,7 +13,7 @@ from PIL import Image
 
 from vdsr import Upscaler
 from vdsr.evaluate import score_degraded
-from worker.errors import NothingMatched, UsageError
+from worker.errors import NothingMatched, StorageError, UsageError
 
 pytestmark = [pytest.mark.redis, pytest.mark.s3]
 
@@ -126,6 +126,33 @@ def test_three_thousand_objects_in_s3_are_all_done_by_two_workers(service: Servi
     rows = service.rows(summary["id"])
     assert set(rows) == set(keys)
     assert len(service.client.ledger.workers()) == 2
+
+
+def test_one_object_of_a_bucket_is_done_beside_itself(service: Service, bucket: str) -> None:
+    from worker.uris import open_storage
+
+    root = open_storage(f"s3://{bucket}", service.settings)
+    for key in ("a/one.png", "a/one.pnga.png", "a/b/two.png", "top.png"):
+        root.write(key, _encoded_pictures(1)[0])
+
+    single = service.run(f"s3://{bucket}/a/one.png")
+    whole = service.run(f"s3://{bucket}", f"s3://{bucket}/large", include=("*.png",), exclude=("*-x2.png",))
+
+    assert single["images"]["total"] == 1
+    assert root.exists("a/one-x2.png")
+    assert whole["images"]["total"] == 4
+    assert root.exists("large/a/b/two.png")
+    with pytest.raises(UsageError, match="give a destination"):
+        service.submit(f"s3://{bucket}")
+
+
+def test_a_bucket_that_is_not_there_fails_before_anything_is_queued(service: Service, bucket: str) -> None:
+    jobs = len(service.client.ledger.job_ids())
+
+    for source, target in ((f"s3://{bucket}x/in", None), (f"s3://{bucket}/in", f"s3://{bucket}x/out")):
+        with pytest.raises((StorageError, NothingMatched)):
+            service.submit(source, target)
+    assert len(service.client.ledger.job_ids()) == jobs
 
 
 def _encoded_pictures(count: int) -> list[bytes]:

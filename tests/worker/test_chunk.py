@@ -1,0 +1,148 @@
+"""One chunk, in workers that die or meet a fault: every image still gets one outcome."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import make_photos
+
+from vdsr import checkpoint
+from worker.embedded import LocalRedis, worker_environment
+from worker.jobs import Job, Model, Options, new_job_id
+from worker.ledger import Ledger
+from worker.parts import Parts
+from worker.plan import plan_job
+from worker.settings import Settings, load_settings
+
+pytestmark = pytest.mark.redis
+
+WORKER = """
+import os, sys, time
+import worker.pipeline
+from worker.app import make_app
+from worker.chunk import do_chunk
+from worker.errors import VdsrError
+from worker.runtime import Runtime
+from worker.settings import load_settings
+
+decode = worker.pipeline.decode
+
+def hazardous(data, *, max_pixels):
+    if data == b"kills":
+        time.sleep(0.5)  # until the others are on their way
+        os.kill(os.getpid(), 9)
+    if data == b"breaks":
+        raise RuntimeError("a fault of ours")
+    return decode(data, max_pixels=max_pixels)
+
+worker.pipeline.decode = hazardous
+settings = load_settings()
+make_app(settings).set_default()
+try:
+    do_chunk(Runtime(settings), sys.argv[1], 0)
+except VdsrError as exc:
+    print(repr(exc), repr(exc.__cause__))
+"""
+"""A worker's whole life for one chunk, with a decoder that some pictures kill or break."""
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    """For a Redis of its own: no other worker sweeps it."""
+    with tempfile.TemporaryDirectory(prefix="vdsr-") as folder, LocalRedis(Path(folder)) as redis:
+        yield load_settings({"VDSR_REDIS_URL": redis.url, "VDSR_LEASE_S": "3"})
+
+
+def planned(settings: Settings, photos: Path) -> tuple[Ledger, Job]:
+    """A job of one chunk, planned and not begun."""
+    model = checkpoint.identify()
+    job = Job(
+        new_job_id(), str(photos), f"{photos}-x2", Options(score=False), Model(model.version, model.sha256), created=1.0
+    )
+    ledger = Ledger(settings.redis_url)
+    Parts(job, settings).write_job()
+    ledger.create(job)
+    plan_job(ledger, job.id, settings, "cpu", lambda chunk: None)
+    return ledger, job
+
+
+def work(settings: Settings, job: Job) -> subprocess.CompletedProcess[str]:
+    """One worker at the chunk."""
+    environment = {**worker_environment(settings.redis_url), "VDSR_LEASE_S": "3", "VDSR_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", WORKER, job.id], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_image_that_kills_its_worker_costs_only_itself(settings: Settings, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 6)
+    (photos / "0003.png").write_bytes(b"kills")
+    ledger, job = planned(settings, photos)
+    deaths = 0
+    while work(settings, job).returncode == -9:
+        deaths += 1
+        assert deaths <= 3
+        time.sleep(3.2)  # until the dead worker's lease has run out
+
+    record, rows = ledger.record(job.id), Parts(job, settings).results(0)
+
+    assert deaths == 3
+    assert [row.key for row in rows if row.outcome == "failed"] == ["0003.png"]
+    assert next(row for row in rows if row.key == "0003.png").code == "crashed"
+    assert (record.chunks_done, record.counters["done"], record.counters["failed"]) == (1, 6, 1)
+
+
+def test_a_fault_of_ours_is_told_and_costs_only_its_image(settings: Settings, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 4)
+    (photos / "0001.png").write_bytes(b"breaks")
+    ledger, job = planned(settings, photos)
+
+    outputs = [work(settings, job).stdout for _ in range(4)]
+
+    assert [("a fault of ours" in output) for output in outputs] == [True, True, True, False]
+    failed = [row for row in Parts(job, settings).results(0) if row.outcome == "failed"]
+    assert [(row.key, row.code) for row in failed] == [("0001.png", "crashed")]
+    assert "RuntimeError('a fault of ours')" in failed[0].message
+    assert ledger.record(job.id).counters["done"] == 4
+
+
+def test_results_that_a_dead_worker_wrote_are_taken_over_and_counted(settings: Settings, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 3)
+    ledger, job = planned(settings, photos)
+    assert work(settings, job).returncode == 0
+    rows = Parts(job, settings).results(0)
+    again, twin = planned(settings, photos)  # its worker dies between writing the results and committing them
+    Parts(twin, settings).add_results(0, [*rows[:2], rows[2].__class__("x", "x", "failed", 1, code="empty")])
+
+    assert work(settings, twin).returncode == 0
+
+    assert [row.key for row in Parts(twin, settings).results(0)][2] == "x"
+    counters = again.record(twin.id).counters
+    assert (counters["done"], counters["failed"]) == (2, 1)
+    assert ledger.record(job.id).counters["done"] == 3
+
+
+def test_a_second_planner_adopts_what_the_first_had_written(settings: Settings, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 5)
+    ledger, job = planned(settings, photos)
+    before = Parts(job, settings).manifest(0)
+    (photos / "late.png").write_bytes(b"arrived after the listing")
+    twin = Job(**{**vars(job), "id": new_job_id()})
+    parts = Parts(twin, settings)
+    parts.write_job()
+    parts.add_manifest(0, before)  # a planner wrote this part, and died before it told the ledger
+    ledger.create(twin)
+    queued: list[int] = []
+
+    plan_job(ledger, twin.id, settings, "cpu", queued.append)
+    plan_job(ledger, twin.id, settings, "cpu", queued.append)
+
+    assert queued == [0]
+    assert parts.manifest(0) == before
+    assert ledger.record(twin.id).counters["images"] == 5
