@@ -15,16 +15,20 @@ def command() -> int:
     Other terminals of the same user find them by themselves: vdsr submit photos; vdsr status JOB. Jobs survive a
     restart: Redis keeps its append-only file in the state folder (VDSR_STATE_DIR).
     """
+    import dataclasses
+
     from cli.output import say
     from worker.embedded import LocalRedis, LocalWorker
     from worker.settings import load_settings
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor is a Ctrl-C
-    folder = load_settings().state_dir
+    settings = load_settings()
+    folder = settings.state_dir
     try:
         with LocalRedis(folder) as redis:
             say(f"Redis at {redis.url}")
-            with LocalWorker(redis.url, folder, to_terminal=True) as worker:
+            mine = dataclasses.replace(settings, redis_url=redis.url, grace_s=min(settings.grace_s, 3))
+            with LocalWorker(mine, folder, to_terminal=True) as worker:
                 say("worker starting; in another terminal: vdsr submit FOLDER    (Ctrl-C ends both)")
                 while True:
                     redis.keep_up()

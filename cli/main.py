@@ -128,7 +128,9 @@ def _failed(exc: Exception) -> int:
     ]
     for kind, code in codes:
         if isinstance(exc, kind):
-            click.echo(f"vdsr: {exc}", err=True)
+            from cli.output import printable
+
+            click.echo("\n".join(map(printable, f"vdsr: {exc}".splitlines())), err=True)
             return code
     import traceback
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from worker.jobs import Outcome
+    from worker.jobs import Job, Outcome
 
 BAR = 30  # characters
 PROXY = "a proxy: each picture shrunk and restored, its centre compared with itself"
@@ -25,6 +25,15 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def job_line(job: Job) -> str:
+    """What was resolved from the user's words."""
+    source, target = (
+        f"{place.rstrip('/')}/{key}" if key else place
+        for place, key in zip((job.source, job.destination), job.only or ("", ""), strict=True)
+    )
+    return f"{printable(source)} -> {printable(target)}, x{job.options.scale:g}"
 
 
 def status_text(summary: dict[str, Any], workers: int | None = None) -> str:

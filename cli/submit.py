@@ -21,7 +21,7 @@ def command(source: str, destination: str | None, wait: bool, as_json: bool, **o
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
     Local paths must be the same on every worker.
     """
-    from cli.output import print_json, printable, say
+    from cli.output import job_line, print_json, say
     from worker.client import Client, draft
     from worker.settings import load_settings
 
@@ -29,7 +29,7 @@ def command(source: str, destination: str | None, wait: bool, as_json: bool, **o
     job = draft(source, destination, read_options(**options), settings)
     client = Client.connect(settings)
     client.submit(job)
-    say(f"{printable(job.source)} -> {printable(job.destination)}, x{job.options.scale:g}")
+    say(job_line(job))
     if not client.ledger.workers():
         say("no worker seen in the last 30 s; the job waits until one starts ('vdsr worker', or 'vdsr dev')")
     if as_json:

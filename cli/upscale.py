@@ -31,13 +31,13 @@ def command(source: str, destination: str | None, as_json: bool, **options: Any)
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
     """
-    from cli.output import printable, say
+    from cli.output import job_line, say
     from worker.client import draft
     from worker.settings import load_settings
 
     settings = load_settings()
     job = draft(source, destination, read_options(**options), settings)
-    say(f"{printable(job.source)} -> {printable(job.destination)}, x{job.options.scale:g}")
+    say(job_line(job))
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
         return _run(job, settings, Path(folder), as_json)
 
@@ -47,11 +47,13 @@ def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
 
     from cli.output import live, progress_line
     from worker.client import Client
-    from worker.embedded import LocalRedis, LocalWorker
+    from worker.embedded import SOCKET, LocalRedis, LocalWorker
     from worker.summary import summarise
 
-    with LocalRedis(folder) as redis, LocalWorker(redis.url, folder) as worker:
-        client = Client.connect(dataclasses.replace(settings, redis_url=redis.url))
+    # Once the job has ended there is nothing to wait for: no grace.
+    mine = dataclasses.replace(settings, redis_url=f"unix://{folder / SOCKET}", grace_s=0)
+    with LocalRedis(folder) as redis, LocalWorker(mine, folder) as worker:
+        client = Client.connect(mine)
         client.submit(job)
         try:
             with live(not as_json) as draw:
@@ -68,6 +70,9 @@ def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
             _interrupted(client, job)
             return 130
         assert record is not None  # there is no time limit
+        deadline = time.monotonic() + 20
+        while client.ledger.is_open(job.id) and time.monotonic() < deadline:  # until job.json says how it ended
+            time.sleep(0.05)
         return _tell(client, record, settings, as_json)
 
 
@@ -79,7 +84,7 @@ def _interrupted(client: Client, job: Job) -> None:
     client.cancel(job.id)
     say("stopping after the tile in hand; Ctrl-C again to stop at once")
     deadline = time.monotonic() + 20
-    while client.ledger.leased(job.id) and time.monotonic() < deadline:
+    while client.ledger.is_open(job.id) and time.monotonic() < deadline:
         time.sleep(0.1)
     done = summarise(client.ledger.record(job.id))["images"]["done"]
     say(

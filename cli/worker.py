@@ -23,13 +23,17 @@ def command(concurrency: int, name: str, log_level: str, celery_arguments: tuple
 
     CELERY_ARGUMENTS are handed on to 'celery worker'.
     """
+    from vdsr import checkpoint
+    from vdsr.device import choose_device
     from worker.client import Client
     from worker.embedded import worker_command, worker_environment
     from worker.settings import load_settings
 
     settings = load_settings()
     Client.connect(settings)  # a clear error now, instead of Celery's retries
+    choose_device(settings.device)  # and none that would fail other people's jobs later
+    checkpoint.load(settings.weights or checkpoint.SHIPPED)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.state_dir)  # Celery puts the working folder on the module path
     words = [*worker_command(name=name, concurrency=concurrency, level=log_level), *celery_arguments]
-    os.execvpe(words[0], words, worker_environment(settings.redis_url))  # noqa: S606  # no shell is wanted
+    os.execvpe(words[0], words, worker_environment(settings))  # noqa: S606  # no shell is wanted

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
+from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
 QUEUE = "upscale"
@@ -32,7 +34,7 @@ def make_app(settings: Settings) -> Celery:
         worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
         worker_concurrency=1,  # one worker a device
         worker_prefetch_multiplier=1,
-        worker_soft_shutdown_timeout=20,  # with REMAP_SIGTERM=SIGQUIT, SIGTERM gives work back (celery#9213)
+        worker_soft_shutdown_timeout=settings.grace_s,  # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213)
         worker_cancel_long_running_tasks_on_connection_loss=True,  # 0 duplicates against 2 of 16
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
@@ -75,4 +77,7 @@ class Queue:
             self.upscale(job_id, int(member))
 
     def _send(self, name: str, *args: Any) -> None:
-        self._app.send_task(name, args=args, queue=QUEUE)
+        try:
+            self._app.send_task(name, args=args, queue=QUEUE)
+        except OperationalError as exc:
+            raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

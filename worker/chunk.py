@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError
-from worker.errors import BrokerUnreachable, JobStopped, LeaseLost, StorageError
+from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError
 from worker.jobs import Image, Job, Outcome, State
-from worker.ledger import Grant, Ledger
+from worker.ledger import FINISH, Grant, Ledger
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
 from worker.plan import LOW_WATER
@@ -27,7 +27,9 @@ from worker.uris import open_storage
 ATTEMPTS = 3
 """An image that was begun this often without a result is given up: it kills its worker."""
 
-HOPELESS = (CheckpointError, DeviceError, StorageError)
+FRUITLESS = 10
+"""A chunk that was begun this often, with not one image of it done, ends its job: something else is wrong."""
+HOPELESS = (CheckpointError, DeviceError, StorageError, UsageError)
 """Errors outside any image that trying again would not mend: they end the job."""
 
 log = logging.getLogger(__name__)
@@ -35,35 +37,52 @@ log = logging.getLogger(__name__)
 
 def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
     """Do what is left of a chunk; nothing if it is done, another's, or its job has ended."""
-    ledger, settings = runtime.ledger, runtime.settings
-    lease = Lease(ledger, job_id, chunk, settings.lease_s)
-    grant = lease.take()
-    if grant is None:
-        return
-    rows = dict(grant.rows)
-    parts = Parts(grant.job, settings)
+    lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s)
     try:
+        grant = lease.take()
+        if grant is None:
+            return
+        parts = Parts(grant.job, runtime.settings)
+        images = parts.manifest(chunk).images
+        lease.again = {image.key: image.again for image in images if image.again}
+        rows = dict(grant.rows)
         with lease.kept():
-            images = dict(enumerate(parts.manifest(chunk).images))
-            for index, row in _outcomes(runtime, lease, grant, images):
-                rows[index] = row
-                with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
-                    lease.record(index, row)
+            _work(runtime, lease, grant, images, rows)
+        written = parts.add_results(chunk, [rows[index] for index in sorted(rows)])
+        due = lease.commit(written)
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
-        return
-    except JobStopped:
-        log.info("job %s has ended; chunk %d stops after %d images", job_id, chunk, len(rows))
+    except HOPELESS as exc:
+        log.error("job %s fails: %s", job_id, exc)
+        runtime.ledger.stop(job_id, State.FAILED, str(exc))
+        runtime.queue.member(job_id, FINISH)
     except ImageCrashed as crash:
-        if ledger.release(job_id, chunk, lease.token, failed=crash.number, why=repr(crash.__cause__)):
+        if lease.release(failed=crash.number, why=repr(crash.__cause__)):
             runtime.queue.upscale(job_id, chunk)
         raise
-    except HOPELESS as exc:
-        ledger.stop(job_id, State.FAILED, str(exc))
-        log.error("job %s fails: %s", job_id, exc)
-    written = parts.add_results(chunk, [rows[index] for index in sorted(rows)])
-    due = ledger.commit(job_id, chunk, lease.token, written, low_water=LOW_WATER)
-    runtime.queue.member(job_id, due)
+    except SystemExit:  # asked to stop: nobody's fault, so that no image's attempt is counted
+        lease.release(uncounted=lease.in_hand)
+        runtime.queue.upscale(job_id, chunk)
+        raise
+    else:
+        runtime.queue.member(job_id, due)
+
+
+def _work(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image], rows: dict[int, Outcome]) -> None:
+    """Add the outcomes that are missing to `rows`, as far as the job lives."""
+    if grant.drain:
+        return
+    if grant.fruitless > FRUITLESS:
+        raise StorageError(
+            f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; a worker's log tells why"
+        )
+    try:
+        for index, row in _outcomes(runtime, lease, grant, images):
+            rows[index] = row
+            with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
+                lease.record(index, row)
+    except JobStopped:
+        log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
 
 
 class Lease:
@@ -72,6 +91,10 @@ class Lease:
     def __init__(self, ledger: Ledger, job_id: str, chunk: int, seconds: float) -> None:
         self.ledger, self.job_id, self.chunk, self.seconds = ledger, job_id, chunk, seconds
         self.token = secrets.token_hex(8)
+        self.again: dict[str, str] = {}
+        """In a retry, the codes of the failures before, by key."""
+        self.in_hand: set[int] = set()
+        """Images that are begun and not recorded."""
         self._ended = threading.Event()
         self._verdict: JobStopped | LeaseLost | None = None
 
@@ -98,10 +121,20 @@ class Lease:
     def start(self, index: int) -> None:
         """An image is about to be touched."""
         self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds, start=index)
+        self.in_hand.add(index)
 
     def record(self, index: int, row: Outcome) -> None:
         """An image is done."""
-        self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds, done=(index, row))
+        self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds, done=(index, row), again=self.again)
+        self.in_hand.discard(index)
+
+    def commit(self, rows: list[Outcome]) -> str:
+        """The chunk is done; what to queue next."""
+        return self.ledger.commit(self.job_id, self.chunk, self.token, rows, low_water=LOW_WATER, again=self.again)
+
+    def release(self, *, failed: int | None = None, why: str = "", uncounted: Iterable[int] = ()) -> bool:
+        """Give the chunk back; False if it was not ours any more."""
+        return self.ledger.release(self.job_id, self.chunk, self.token, failed=failed, why=why, uncounted=uncounted)
 
     def _renew(self) -> None:
         while not self._ended.wait(self.seconds / 6):  # often: this is also how a cancel is noticed
@@ -110,15 +143,15 @@ class Lease:
             except (JobStopped, LeaseLost) as exc:
                 self._verdict = exc
                 return
-            except BrokerUnreachable as exc:
+            except TransientError as exc:
                 log.warning("cannot renew the lease of chunk %d: %s", self.chunk, exc)
 
 
-def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: dict[int, Image]) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image]) -> Iterator[tuple[int, Outcome]]:
     """Outcomes of the images that have none yet."""
     todo: list[tuple[int, Image]] = []
     suspects: list[tuple[int, Image]] = []
-    for index, image in images.items():
+    for index, image in enumerate(images):
         attempts = grant.attempts.get(index, 0)
         if index in grant.rows:
             continue

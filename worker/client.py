@@ -6,20 +6,24 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from vdsr import checkpoint
 from worker.app import Queue
 from worker.errors import BrokerUnreachable, NothingMatched, UsageError
+from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Model, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger, Record
 from worker.names import output_key
-from worker.parts import Part, Parts, final_rows
+from worker.parts import Part, Parts, failed_rows
 from worker.plan import Listing
 from worker.settings import Settings
 from worker.uris import Place, open_storage, resolve
 
 LOOK_S = 0.4
+RETRY_IMAGES = 10
+"""Images in a chunk of a retry: few, as they are spread over the collection and may be of any size."""
 PREVIEW = 1000
 """Images that are looked at before a job is queued, for collisions: one page of an S3 listing."""
 
@@ -93,8 +97,7 @@ class Client:
 
     def failed(self, job_id: str) -> list[Outcome]:
         """The images whose last outcome is a failure, from the results at the destination."""
-        rows = final_rows(Parts(self.ledger.record(job_id).job, self.settings))
-        return [row for row in rows.values() if row.outcome == "failed"]
+        return list(failed_rows(Parts(self.ledger.record(job_id).job, self.settings)).values())
 
     def retry(self, job_id: str) -> int:
         """Do the failed images of a completed job again, as more chunks of it; how many there are.
@@ -105,22 +108,28 @@ class Client:
         record = self.ledger.record(job_id)
         if record.state is not State.COMPLETED:
             raise UsageError(f"job {job_id} is {record.state.value}; only a completed job can be retried")
-        failed = self.failed(job_id)
         parts = Parts(record.job, self.settings)
-        size = self.settings.chunk_images
-        images = [Image(row.key, row.size_bytes, "", row.output) for row in failed]
-        chunks = [tuple(images[i : i + size]) for i in range(0, len(images), size)]
-        taken = set()
-        for number, chunk in enumerate(chunks, record.planned):
+        waiting = {key: _again(row) for key, row in failed_rows(parts).items()}
+        count, number = len(waiting), record.planned
+        while waiting:
+            chunk = tuple(islice(waiting.values(), RETRY_IMAGES))
             # A retry that was killed before it reopened the job may have left this part: what lies there counts.
             part = parts.add_manifest(number, Part(chunk, ignored=0, cursor=record.cursor, last=True))
-            taken |= {image.key for image in part.images}
-        again = [row for row in failed if row.key in taken]
-        if again and not self.ledger.reopen(record, len(chunks), again):
+            for image in part.images:
+                waiting.pop(image.key, None)
+            number += 1
+        if count and not self.ledger.reopen(record, number - record.planned):
             raise UsageError(f"job {job_id} changed meanwhile; look at 'vdsr status {job_id}' and retry again")
-        for number in range(record.planned, record.planned + len(chunks)):
-            self.queue.upscale(job_id, number)
-        return len(again)
+        for chunk_number in range(record.planned, number):
+            self.queue.upscale(job_id, chunk_number)
+        return count
+
+
+def _again(row: Outcome) -> Image:
+    """A failed image, to be done again; what failed by its name alone would fail, or do harm, again."""
+    by_name = row.code in ("name_collision", "unsafe_name")
+    problem = (row.code or "", row.message or "") if by_name else None
+    return Image(row.key, row.size_bytes, "", row.output, problem, again=row.code)
 
 
 def draft(source: str, destination: str | None, options: Options, settings: Settings) -> Job:
@@ -133,20 +142,24 @@ def draft(source: str, destination: str | None, options: Options, settings: Sett
     place = resolve(source, settings)
     single = _is_single(place, settings)
     origin = place.parent if single else place
+    reference, reference_key = _reference(options.reference, single, settings)
+    options = dataclasses.replace(options, reference=reference, reference_key=reference_key)
+    only = None
     if single:
-        target, name = _single_target(place, destination, options, settings)
+        target, name, options = _single_target(place, destination, options, settings)
         only = (place.name, name)
     else:
-        target, only = _folder_target(place, destination, options, settings), None
-    reference = resolve(options.reference, settings).uri if options.reference else None
-    if only is None and target.uri == origin.uri:
-        raise UsageError(f"source and destination are both {origin.uri}; the originals would be replaced, give another")
+        target = _folder_target(place, destination, options, settings)
+        if f"{origin.uri}/".startswith(f"{target.uri}/"):
+            raise UsageError(
+                f"{target.uri} is the source or holds it: originals could be replaced; give a destination beside it"
+            )
     identity = checkpoint.identify(settings.weights or checkpoint.SHIPPED)
     job = Job(
         id=new_job_id(),
         source=origin.uri,
         destination=target.uri,
-        options=dataclasses.replace(options, reference=reference),
+        options=options,
         model=Model(identity.version, identity.sha256),
         only=only,
         created=time.time(),
@@ -165,31 +178,62 @@ def _is_single(place: Place, settings: Settings) -> bool:
     return place.looks_like_image and open_storage(place.parent.uri, settings).exists(place.name)
 
 
+def _reference(text: str | None, single: bool, settings: Settings) -> tuple[str | None, str | None]:
+    """URI of the references, and for a single file the key of its own."""
+    if text is None:
+        return None, None
+    place = resolve(text, settings)
+    if _is_single(place, settings):
+        if not single:
+            raise UsageError(f"the reference {place.uri} is one file, and the source is not; give a folder")
+        return place.parent.uri, place.name
+    if next(open_storage(place.uri, settings).entries(), None) is None:
+        raise UsageError(f"there is nothing at the reference {place.uri}; check the path")
+    return place.uri, None
+
+
 def _folder_target(place: Place, destination: str | None, options: Options, settings: Settings) -> Place:
     if destination is not None:
-        target = resolve(destination, settings)
+        target = resolve(destination, settings, beside=place)
         if target.scheme == "file" and Path(target.path).is_file():
             raise UsageError(f"{target.uri} is a file; give a folder for the outputs of {place.uri}")
         return target
     if not place.name:
-        raise UsageError(f"no name can be derived from {place.uri}; give a destination")
+        raise UsageError(f"{place.uri} is a whole bucket or disk, and does not name its output; give a destination")
     return place.sibling(f"{place.name}-x{options.scale:g}")
 
 
-def _single_target(place: Place, destination: str | None, options: Options, settings: Settings) -> tuple[Place, str]:
-    """The destination's folder and the output's key for one file."""
+def _single_target(
+    place: Place, destination: str | None, options: Options, settings: Settings
+) -> tuple[Place, str, Options]:
+    """The destination's folder, the output's key for one file, and options that fit its suffix."""
     if not place.looks_like_image:
-        raise NothingMatched(f"{place.uri} does not end as an image does (.jpg, .png, .webp, .tif, .bmp, .gif)")
+        raise NothingMatched(f"{place.uri} does not end as an image does ({' '.join(IMAGE_SUFFIXES)})")
     name = output_key(place.name, options.format)
     if destination is None:
         stem, _, suffix = name.rpartition(".")
-        return place.parent, f"{stem}-x{options.scale:g}.{suffix}"
-    target = resolve(destination, settings)
+        return place.parent, f"{stem}-x{options.scale:g}.{suffix}", options
+    target = resolve(destination, settings, beside=place)
     folder = target.scheme == "file" and Path(target.path).is_dir()
-    chosen = (target, name) if folder or not target.looks_like_image else (target.parent, target.name)
+    if folder or not target.looks_like_image:
+        chosen = (target, name, options)
+    else:
+        chosen = (target.parent, target.name, _fitting(options, place, target))
     if chosen[0].uri == place.parent.uri and chosen[1] == place.name:
         raise UsageError(f"source and destination are both {place.uri}; give another destination")
     return chosen
+
+
+def _fitting(options: Options, place: Place, target: Place) -> Options:
+    """Options that write the format which the destination's name promises."""
+    promised = IMAGE_SUFFIXES[PurePosixPath(target.path).suffix.lower()]
+    source = IMAGE_SUFFIXES[PurePosixPath(place.path).suffix.lower()]
+    if output_format(source, options.format) == promised:
+        return options
+    if options.format != "same" or promised.lower() not in REQUESTS:
+        wanted = output_format(source, options.format)
+        raise UsageError(f"{target.uri} does not end as {wanted} does; give another name, or another --format")
+    return dataclasses.replace(options, format=promised.lower())
 
 
 def _preview(job: Job, place: Place, settings: Settings) -> None:

@@ -21,6 +21,7 @@ from typing import Self, TextIO
 from worker.app import QUEUE
 from worker.errors import BrokerUnreachable, ProcessDied, UsageError
 from worker.ledger import Ledger
+from worker.settings import Settings
 
 SOCKET = "redis.sock"
 LOCK_S = 5.0
@@ -156,9 +157,10 @@ class LocalRedis(Kept):
 class LocalWorker(Kept):
     """A worker for a local Redis."""
 
-    def __init__(self, redis_url: str, folder: Path, *, to_terminal: bool = False) -> None:
+    def __init__(self, settings: Settings, folder: Path, *, to_terminal: bool = False) -> None:
         """
         Args:
+            settings: of the worker, with the local Redis' URL.
             folder: where it runs: Celery puts that first on the module path, so it must not be the user's.
             to_terminal: leave its log on the terminal, instead of worker.log in the folder.
         """
@@ -166,7 +168,7 @@ class LocalWorker(Kept):
             worker_command(name=f"vdsr-{os.getpid()}@%h"),
             folder=folder,
             log=None if to_terminal else folder / "worker.log",
-            env=worker_environment(redis_url),
+            env=worker_environment(settings),
         )
 
 
@@ -176,9 +178,14 @@ def worker_command(*, name: str = "vdsr@%h", concurrency: int = 1, level: str = 
     return [*celery, "-Q", QUEUE, "-n", name, "-c", str(concurrency), "--loglevel", level]
 
 
-def worker_environment(redis_url: str) -> dict[str, str]:
-    """Our environment, for a worker on a given Redis; SIGTERM gives unfinished work back."""
-    return {**os.environ, "VDSR_REDIS_URL": redis_url, "REMAP_SIGTERM": "SIGQUIT"}
+def worker_environment(settings: Settings) -> dict[str, str]:
+    """Our environment for a worker; SIGTERM gives unfinished work back, and paths are absolute."""
+    environment = {**os.environ, "VDSR_REDIS_URL": settings.redis_url, "REMAP_SIGTERM": "SIGQUIT"}
+    environment["VDSR_STATE_DIR"] = str(settings.state_dir)
+    environment["VDSR_GRACE_S"] = str(settings.grace_s)
+    if settings.weights:
+        environment["VDSR_WEIGHTS"] = str(settings.weights)
+    return environment
 
 
 @contextmanager

@@ -6,6 +6,7 @@ VdsrError
 ├── NotFound                no such job; exit code 5
 ├── TransientError          the moment's fault: worth trying again; exit code 6
 │   ├── BrokerUnreachable   Redis does not answer
+│   ├── BrokerRefused       Redis answers no: out of memory, read-only, not permitted
 │   └── StorageUnavailable  S3 does not answer, or is overloaded
 ├── StorageError            this object's fault, or its permissions'
 │   ├── ObjectNotFound      also a FileNotFoundError
@@ -43,6 +44,10 @@ class TransientError(VdsrError):
 
 class BrokerUnreachable(TransientError):
     """Redis does not answer."""
+
+
+class BrokerRefused(TransientError):
+    """Redis answers, but will not do it: out of memory, read-only, or not permitted to this user."""
 
 
 class StorageUnavailable(TransientError):

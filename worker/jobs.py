@@ -58,6 +58,8 @@ class Options:
     """Shell patterns; a key must match none."""
     reference: str | None = None
     """URI of true pictures under the same keys, to score against."""
+    reference_key: str | None = None
+    """For a single file: the key of its true picture."""
     score: bool = True
     """Whether to compute PSNR at all."""
 
@@ -129,6 +131,8 @@ class Image:
     """Key at the destination."""
     problem: tuple[str, str] | None = None
     """A (code, message) known before any work: two inputs for one output, or a name that cannot be written."""
+    again: str | None = None
+    """In a retry, the code of the failure before; it is taken back when this one is counted."""
 
 
 @dataclass(frozen=True)

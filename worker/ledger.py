@@ -12,9 +12,11 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 | vdsr:{JOB}:done           | bitmap | one bit for each chunk that is committed                                     |
 | vdsr:{JOB}:open           | zset   | what is queued or being done -> deadline: chunk numbers, "plan", "finish"    |
 | vdsr:{JOB}:lease          | hash   | chunk -> token of the worker that owns it                                    |
-| vdsr:{JOB}:progress:CHUNK | hash   | of an open chunk: row:i -> outcome, try:i -> attempts, why:i -> error, counters |
+| vdsr:{JOB}:progress:CHUNK | hash   | of an open chunk: row:i -> outcome, try:i -> attempts, why:i -> error,       |
+|                           |        | leases -> how often it was leased since an image of it was last recorded     |
+| vdsr:{JOB}:count:CHUNK    | hash   | of an open chunk: counters                                                   |
 
-Counters, in progress while a chunk is open and in the job once it is committed: done, failed, skipped (images),
+Counters, of a chunk while it is open and in the job once it is committed: done, failed, skipped (images),
 done_bytes (of inputs), pixels (of outputs), fail:CODE, and for PSNR psnr_n, psnr_exact, psnr_none, psnr_bicubic_sum,
 psnr_vdsr_sum. Planning adds images, ignored and bytes to the job.
 
@@ -24,7 +26,7 @@ Times are Redis' own: workers' clocks may differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from worker.errors import BrokerUnreachable, JobStopped, LeaseLost, NotFound, UsageError
+from worker.errors import BrokerRefused, BrokerUnreachable, JobStopped, LeaseLost, NotFound
 from worker.jobs import Job, Outcome, State
 from worker.settings import mask
 
@@ -78,7 +80,6 @@ _PLAN = """
 if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return -1 end
 if ended(redis.call('HGET', KEYS[1], 'state')) or redis.call('HGET', KEYS[1], 'listed') == '1' then return -1 end
 redis.call('HSET', KEYS[1], 'planned', ARGV[1] + 1, 'cursor', ARGV[2], 'listed', ARGV[4], 'state', 'running')
-redis.call('HSETNX', KEYS[1], 'started', now)
 add(KEYS[1], ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[1])
 if ARGV[4] == '1' then redis.call('ZREM', KEYS[2], 'plan')
@@ -95,42 +96,64 @@ return 1
 """
 
 # KEYS: job, open, lease, done, progress. ARGV: chunk, token, lease_s.
-# -> {verdict, spec, progress as a flat list}
+# -> {verdict, spec, progress as a flat list}; the verdict is 'granted', 'drain' (write down what is recorded, do no
+# more) or why not.
 _LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end
-if ended(state) then return {'ended'} end
-if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then return {'done'} end
-if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
+if tonumber(ARGV[1]) >= tonumber(redis.call('HGET', KEYS[1], 'planned')) then return {'unplanned'} end
+if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return {'done'}
+end
+local verdict = 'granted'
+if ended(state) then
+  if redis.call('EXISTS', KEYS[5]) == 0 then return {'ended'} end
+  verdict = 'drain'
+end
+local owner = redis.call('HGET', KEYS[3], ARGV[1])
+if owner and owner ~= ARGV[2] then -- the same token asks twice if the first reply was lost
   local deadline = redis.call('ZSCORE', KEYS[2], ARGV[1])
   if deadline and tonumber(deadline) > now then return {'leased'} end
 end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
-return {'granted', redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5])}
+if verdict == 'granted' then
+  redis.call('HINCRBY', KEYS[5], 'leases', 1)
+  redis.call('HSETNX', KEYS[1], 'started', now)
+end
+return {verdict, redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5])}
 """
 
 # Renew a lease; record an image and the start of another in the same step.
-# KEYS: job, open, lease, progress. ARGV: chunk, token, lease_s, index done or '', row, counters, index started or ''.
+# KEYS: job, open, lease, progress, count.
+# ARGV: chunk, token, lease_s, index done or '', row, counters, index started or ''.
 _BEAT = """
-if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 'lost' end
+if ARGV[4] ~= '' and redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[4], ARGV[5]) == 1 then
+  add(KEYS[5], ARGV[6])
+  redis.call('HSET', KEYS[4], 'leases', 0)
+end
+if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
-if ARGV[4] ~= '' and redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[4], ARGV[5]) == 1 then add(KEYS[4], ARGV[6]) end
 if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[7], 1) end
 return 'ok'
 """
 
-# Give a chunk back at once. KEYS: open, lease, progress. ARGV: chunk, token, index that failed or '', why.
+# Give a chunk back at once. KEYS: open, lease, progress.
+# ARGV: chunk, token, index that failed or '', why, QUEUED_S, then indices whose attempt is not to count.
 _RELEASE = """
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'why:' .. ARGV[3], ARGV[4]) end
-redis.call('ZADD', KEYS[1], now, ARGV[1])
+if #ARGV > 5 then redis.call('HINCRBY', KEYS[3], 'leases', -1) end
+for i = 6, #ARGV do redis.call('HINCRBY', KEYS[3], 'try:' .. ARGV[i], -1) end
+redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
 return 1
 """
 
-# Count a chunk, once. KEYS: job, open, lease, done, progress. ARGV: chunk, token, counters, low water mark, QUEUED_S.
+# Count a chunk, once. KEYS: job, open, lease, done, progress, count.
+# ARGV: chunk, token, counters, low water mark, QUEUED_S.
 # -> 'lost', 'done' (by somebody, earlier), or what should be queued now: 'plan', 'finish' or ''.
 _COMMIT = """
 if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then return 'done' end
@@ -139,7 +162,7 @@ redis.call('SETBIT', KEYS[4], ARGV[1], 1)
 add(KEYS[1], ARGV[3])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
-redis.call('DEL', KEYS[5])
+redis.call('DEL', KEYS[5], KEYS[6])
 local committed = redis.call('HINCRBY', KEYS[1], 'chunks_done', 1)
 redis.call('HSET', KEYS[1], 'updated', now)
 if ended(redis.call('HGET', KEYS[1], 'state')) then
@@ -155,25 +178,29 @@ if redis.call('ZADD', KEYS[2], 'NX', now + ARGV[5], 'plan') == 1 then return 'pl
 return ''
 """
 
-# Stop a job. KEYS: job, open, lease. ARGV: new state, error. -> the state it was in.
+# Stop a job. KEYS: job, open, lease. ARGV: new state, error, the progress keys' common part.
+# -> the state it was in.
 _STOP = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state or ended(state) then return state end
 redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'finished', now)
 for _, member in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-  if redis.call('HEXISTS', KEYS[3], member) == 0 then redis.call('ZREM', KEYS[2], member) end
+  if redis.call('EXISTS', ARGV[3] .. member) == 0 and redis.call('HEXISTS', KEYS[3], member) == 0 then
+    redis.call('ZREM', KEYS[2], member) -- nothing of it is done: there is nothing to write down
+  end
 end
 redis.call('ZADD', KEYS[2], now, 'finish')
 return state
 """
 
 # The last record is written. KEYS: job, open, lease, done. ARGV: KEEP_S.
-# -> the final state, or 'busy' while a chunk is still owned by a worker or undone.
+# -> the final state, or 'busy' while a chunk is undone, or done and not yet written down.
 _FINISH = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'unknown' end
 if ended(state) then
-  if redis.call('HLEN', KEYS[3]) > 0 then return 'busy' end
+  redis.call('ZADD', KEYS[2], 'NX', now, 'finish')
+  if redis.call('ZCARD', KEYS[2]) > 1 then return 'busy' end
 else
   if redis.call('HGET', KEYS[1], 'listed') ~= '1' then return 'busy' end
   if redis.call('HGET', KEYS[1], 'chunks_done') ~= redis.call('HGET', KEYS[1], 'planned') then return 'busy' end
@@ -181,37 +208,48 @@ else
   state = 'completed'
 end
 redis.call('ZREM', KEYS[2], 'finish')
+local span = redis.call('HMGET', KEYS[1], 'started', 'finished')
+if span[1] and span[2] then
+  redis.call('HINCRBYFLOAT', KEYS[1], 'seconds', span[2] - span[1])
+  redis.call('HDEL', KEYS[1], 'started')
+end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[1]) end
 return state
 """
 
 # What is overdue loses its lease, in the same step as it is taken for queueing again.
-# KEYS: job, open, lease. ARGV: 1 if the queue is empty, QUEUED_S, PATIENCE_S. -> members to queue.
+# KEYS: job, open, lease. ARGV: 1 if the queue is empty, QUEUED_S, PATIENCE_S.
+# -> members to queue, state, number of open ones.
 _SWEEP = """
-local state = redis.call('HGET', KEYS[1], 'state')
 local found = {}
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
-  local owned = redis.call('HDEL', KEYS[3], member) == 1
-  local deadline = tonumber(redis.call('ZSCORE', KEYS[2], member))
-  if ended(state) and member ~= 'finish' then
-    redis.call('ZREM', KEYS[2], member)
-  elseif owned or ARGV[1] == '1' or deadline + ARGV[3] < now then
-    redis.call('ZADD', KEYS[2], now + ARGV[2], member)
-    table.insert(found, member)
+local function again(member, wait)
+  redis.call('ZADD', KEYS[2], now + wait, member)
+  table.insert(found, member)
+end
+for _, member in ipairs(redis.call('HKEYS', KEYS[3])) do
+  local deadline = redis.call('ZSCORE', KEYS[2], member)
+  if not deadline or tonumber(deadline) <= now then
+    redis.call('HDEL', KEYS[3], member)
+    if deadline then again(member, ARGV[2]) end
   end
 end
-return {found, state, redis.call('ZCARD', KEYS[2])}
+-- While other messages wait, one that is not taken probably waits too: it is repeated late and seldom.
+local empty = ARGV[1] == '1'
+local latest = empty and now or now - ARGV[3]
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', latest, 'LIMIT', 0, 1000)) do
+  if redis.call('HEXISTS', KEYS[3], member) == 0 then again(member, empty and ARGV[2] or 6 * ARGV[3]) end
+end
+return {found, redis.call('HGET', KEYS[1], 'state'), redis.call('ZCARD', KEYS[2])}
 """
 
 # A new pass over failed images, as more chunks. KEYS: job, open, lease, done.
-# ARGV: planned as the caller saw it, chunks, counters to add (negative), QUEUED_S. -> 1, or 0 if it changed meanwhile.
+# ARGV: planned as the caller saw it, chunks, QUEUED_S. -> 1, or 0 if it changed meanwhile.
 _REOPEN = """
 if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return 0 end
 if redis.call('HGET', KEYS[1], 'state') ~= 'completed' then return 0 end
-add(KEYS[1], ARGV[3])
 redis.call('HSET', KEYS[1], 'planned', ARGV[1] + ARGV[2], 'state', 'running')
 redis.call('HDEL', KEYS[1], 'finished')
-for i = 0, ARGV[2] - 1 do redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[1] + i) end
+for i = 0, ARGV[2] - 1 do redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1] + i) end
 for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
 return 1
 """
@@ -228,6 +266,10 @@ class Grant:
     """How often each image was begun before."""
     reasons: dict[int, str]
     """How an attempt ended, where that is known."""
+    fruitless: int
+    """How often it was leased, this time included, since an image of it was last recorded."""
+    drain: bool
+    """The job has ended: write down what is recorded, and do no more."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +288,9 @@ class Record:
     counters: dict[str, float]
     """Committed and in progress together; see the module's text."""
     created: float
-    started: float | None
     finished: float | None
+    seconds: float
+    """Since the first chunk was taken, without the time between its end and a retry."""
     now: float
     """Redis' time of this record."""
 
@@ -276,6 +319,7 @@ class Ledger:
         """Record a new job, to be planned."""
         self._do("sadd", "vdsr:active", job.id)  # first: a job that nobody sweeps could be forgotten
         self._run(_CREATE, job.id, ("job", "open"), job.to_json(), QUEUED_S)
+        self._do("sadd", "vdsr:active", job.id)  # and after, should a sweeper have seen no such job meanwhile
         self._do("zadd", "vdsr:jobs", {job.id: job.created})
 
     def plan(self, job_id: str, chunk: int, cursor: str, counters: dict[str, int], *, last: bool) -> int | None:
@@ -288,10 +332,10 @@ class Ledger:
         return bool(self._run(_REST, job_id, ("open",), low_water))
 
     def lease(self, job_id: str, chunk: int, token: str, lease_s: float) -> Grant | None:
-        """Own a chunk for a while; None if it is done, owned by another, or its job has ended."""
+        """Own a chunk for a while; None if it is done or another's, or if its job has ended with nothing to drain."""
         keys = ("job", "open", "lease", "done", f"progress:{chunk}")
         verdict, *answer = self._run(_LEASE, job_id, keys, chunk, token, lease_s)
-        if verdict != "granted":
+        if verdict not in ("granted", "drain"):
             return None
         spec, flat = answer
         progress = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -304,6 +348,8 @@ class Ledger:
             rows={i: Outcome.from_json(text) for i, text in of("row:").items()},
             attempts={i: int(text) for i, text in of("try:").items()},
             reasons=of("why:"),
+            fruitless=int(progress.get("leases", 0)),
+            drain=verdict == "drain",
         )
 
     def beat(
@@ -314,9 +360,13 @@ class Ledger:
         lease_s: float,
         *,
         done: tuple[int, Outcome] | None = None,
+        again: Mapping[str, str] | None = None,
         start: int | None = None,
     ) -> None:
         """Renew a lease, recording a finished image and the start of another in the same step.
+
+        Args:
+            again: see `count`.
 
         Raises:
             JobStopped: the job was cancelled or has failed.
@@ -326,13 +376,13 @@ class Ledger:
         answer = self._run(
             _BEAT,
             job_id,
-            ("job", "open", "lease", f"progress:{chunk}"),
+            ("job", "open", "lease", f"progress:{chunk}", f"count:{chunk}"),
             chunk,
             token,
             lease_s,
             index,
             row.to_json() if row else "",
-            json.dumps(count([row]) if row else {}),
+            json.dumps(count([row], again) if row else {}),
             "" if start is None else start,
         )
         if answer == "ended":
@@ -340,13 +390,41 @@ class Ledger:
         if answer == "lost":
             raise LeaseLost(job_id, chunk)
 
-    def release(self, job_id: str, chunk: int, token: str, *, failed: int | None = None, why: str = "") -> bool:
-        """Give a chunk back before its lease runs out, telling which image broke it; False if it was not ours."""
-        keys = ("open", "lease", f"progress:{chunk}")
-        return bool(self._run(_RELEASE, job_id, keys, chunk, token, "" if failed is None else failed, why))
+    def release(
+        self,
+        job_id: str,
+        chunk: int,
+        token: str,
+        *,
+        failed: int | None = None,
+        why: str = "",
+        uncounted: Iterable[int] = (),
+    ) -> bool:
+        """Give a chunk back before its lease runs out; False if it was not ours.
 
-    def commit(self, job_id: str, chunk: int, token: str, rows: Iterable[Outcome], *, low_water: int) -> str:
+        Args:
+            failed: the image that broke it, and `why`.
+            uncounted: images that were begun and left through no fault of theirs.
+        """
+        keys = ("open", "lease", f"progress:{chunk}")
+        index = "" if failed is None else failed
+        return bool(self._run(_RELEASE, job_id, keys, chunk, token, index, why, QUEUED_S, *uncounted))
+
+    def commit(
+        self,
+        job_id: str,
+        chunk: int,
+        token: str,
+        rows: Iterable[Outcome],
+        *,
+        low_water: int,
+        again: Mapping[str, str] | None = None,
+    ) -> str:
         """Count a chunk's outcomes, once however often it is called.
+
+        Args:
+            low_water: planning is asked for when no more chunks than this are open.
+            again: see `count`.
 
         Returns:
             What to queue next: "plan", "finish" or "".
@@ -354,8 +432,9 @@ class Ledger:
         Raises:
             LeaseLost: somebody else owns the chunk by now.
         """
-        keys = ("job", "open", "lease", "done", f"progress:{chunk}")
-        answer = self._run(_COMMIT, job_id, keys, chunk, token, json.dumps(count(rows)), low_water, QUEUED_S)
+        keys = ("job", "open", "lease", "done", f"progress:{chunk}", f"count:{chunk}")
+        counters = json.dumps(count(rows, again))
+        answer = self._run(_COMMIT, job_id, keys, chunk, token, counters, low_water, QUEUED_S)
         if answer == "lost":
             raise LeaseLost(job_id, chunk)
         return "" if answer == "done" else str(answer)
@@ -366,13 +445,14 @@ class Ledger:
         Raises:
             NotFound: no such job.
         """
-        before = self._run(_STOP, job_id, ("job", "open", "lease"), state.value, error)
+        progress = _key(job_id, "progress:")
+        before = self._run(_STOP, job_id, ("job", "open", "lease"), state.value, error, progress)
         if before is None:
             raise NotFound(f"no job {job_id!r} is known; see 'vdsr list'")
         return State(before)
 
     def finish(self, job_id: str) -> State | None:
-        """Close a job whose last chunk is committed; None while workers still own chunks of it."""
+        """Close a job whose last chunk is committed; None while chunks of it are out."""
         answer = self._run(_FINISH, job_id, ("job", "open", "lease", "done"), KEEP_S)
         if answer == "busy":
             return None
@@ -386,14 +466,17 @@ class Ledger:
         found, state, remaining = self._run(_SWEEP, job_id, keys, int(queue_empty), QUEUED_S, PATIENCE_S)
         if state is None or (State(state).ended and not remaining):
             self._do("srem", "vdsr:active", job_id)
+            now = self._do("hget", _key(job_id, "job"), "state")
+            if now is not None and not State(now).ended:  # created or retried just now
+                self._do("sadd", "vdsr:active", job_id)
         return list(found)
 
-    def reopen(self, record: Record, chunks: int, outcomes: list[Outcome]) -> bool:
-        """Add chunks that do failed images again, uncounting their failures; False if the job changed meanwhile."""
-        taken = {name: -value for name, value in count(outcomes).items()}
-        self._do("sadd", "vdsr:active", record.job.id)
+    def reopen(self, record: Record, chunks: int) -> bool:
+        """Add chunks that do failed images again; False if the job changed meanwhile."""
         keys = ("job", "open", "lease", "done")
-        return bool(self._run(_REOPEN, record.job.id, keys, record.planned, chunks, json.dumps(taken), QUEUED_S))
+        opened = self._run(_REOPEN, record.job.id, keys, record.planned, chunks, QUEUED_S)
+        self._do("sadd", "vdsr:active", record.job.id)
+        return bool(opened)
 
     def record(self, job_id: str) -> Record:
         """What is known of a job.
@@ -410,7 +493,12 @@ class Ledger:
             for name, value in text.items():
                 if name in COUNTERS or name.startswith("fail:"):
                     counters[name] = counters.get(name, 0) + (float(value) if name.endswith("_sum") else int(value))
-        seconds, micros = self._do("time")
+        whole, micros = self._do("time")
+        now = int(whole) + int(micros) / 1e6
+        finished = float(raw["finished"]) if "finished" in raw else None
+        seconds = float(raw.get("seconds", 0))
+        if "started" in raw:
+            seconds += (finished or now) - float(raw["started"])
         return Record(
             job=Job.from_json(raw["spec"]),
             state=State(raw["state"]),
@@ -421,14 +509,14 @@ class Ledger:
             cursor=raw["cursor"],
             counters=counters,
             created=float(raw["created"]),
-            started=float(raw["started"]) if "started" in raw else None,
-            finished=float(raw["finished"]) if "finished" in raw else None,
-            now=int(seconds) + int(micros) / 1e6,
+            finished=finished,
+            seconds=seconds,
+            now=now,
         )
 
-    def leased(self, job_id: str) -> int:
-        """Chunks of a job that workers own."""
-        return int(self._do("hlen", _key(job_id, "lease")))
+    def is_open(self, job_id: str) -> bool:
+        """Whether anything of a job is still queued or in a worker's hands, its last record included."""
+        return bool(self._do("exists", _key(job_id, "open")))
 
     def job_ids(self) -> list[str]:
         """Every job that is still known, newest first."""
@@ -472,16 +560,12 @@ class Ledger:
         return str(info.get("valkey_version") or info["redis_version"])
 
     def _in_progress(self, job_id: str) -> list[dict[str, str]]:
-        """The counters of open chunks; only those: rows may be large."""
-        members = [m for m in self._do("zrange", _key(job_id, "open"), 0, -1) if m not in (PLAN, FINISH)]
-        found = []
+        """The counters of open chunks, in one round trip."""
+        members = self._do("zrange", _key(job_id, "open"), 0, -1)
+        pipeline = self._redis.pipeline(transaction=False)
         for member in members:
-            key = _key(job_id, f"progress:{member}")
-            names = [n for n in self._do("hkeys", key) if n in COUNTERS or n.startswith("fail:")]
-            if names:
-                values = self._do("hmget", key, names)
-                found.append({n: v for n, v in zip(names, values, strict=True) if v is not None})
-        return found
+            pipeline.hgetall(_key(job_id, f"count:{member}"))
+        return list(self._guarded(pipeline.execute))
 
     def _run(self, script: str, job_id: str, names: tuple[str, ...], *args: Any) -> Any:
         if script not in self._scripts:
@@ -500,8 +584,8 @@ class Ledger:
                 f"cannot reach Redis at {mask(self.url)} ({reason}); set VDSR_REDIS_URL, "
                 "start 'vdsr dev', or use 'vdsr upscale' to work without a server"
             ) from exc
-        except RedisError as exc:
-            raise UsageError(f"Redis at {mask(self.url)} refused a command: {exc}") from exc
+        except RedisError as exc:  # out of memory, read-only, not permitted, ...
+            raise BrokerRefused(f"Redis at {mask(self.url)} refused a command: {exc}; see its log") from exc
 
 
 COUNTERS = {
@@ -521,8 +605,12 @@ COUNTERS = {
 }
 
 
-def count(rows: Iterable[Outcome]) -> dict[str, float]:
-    """What outcomes add to the counters."""
+def count(rows: Iterable[Outcome], again: Mapping[str, str] | None = None) -> dict[str, float]:
+    """What outcomes add to the counters.
+
+    Args:
+        again: key -> code of images that had failed before; that failure is taken back.
+    """
     total: dict[str, float] = {}
 
     def add(name: str, value: float) -> None:
@@ -534,12 +622,18 @@ def count(rows: Iterable[Outcome]) -> dict[str, float]:
         add("pixels", (row.width or 0) * (row.height or 0))
         if row.code:
             add(f"fail:{row.code}", 1)
+        if again and row.key in again:
+            add("failed", -1)
+            add(f"fail:{again[row.key]}", -1)
+            add("done_bytes", -row.size_bytes)
         if row.psnr is None:
             continue
         if row.psnr["vdsr"] is None:
             add("psnr_none", 1)
-        elif "inf" in (row.psnr["vdsr"], row.psnr["bicubic"]):
+        elif row.psnr["vdsr"] == "inf":
             add("psnr_exact", 1)
+        elif row.psnr["bicubic"] == "inf":  # no finite gain to average
+            add("psnr_none", 1)
         else:
             add("psnr_n", 1)
             add("psnr_bicubic_sum", row.psnr["bicubic"])

@@ -40,7 +40,7 @@ class Namer:
         if first != key:
             return output, (
                 "name_collision",
-                f"2 inputs map to {output} ({first}, {key}); rename one, or use --format same",
+                f"2 inputs map to {output} ({first}, {key}); rename one of them, or leave it out with --exclude",
             )
         return output, None
 

@@ -86,6 +86,18 @@ def record_uri(job: Job) -> str:
     return f"{job.destination.rstrip('/')}/.vdsr/{job.id}"
 
 
+def failed_rows(parts: Parts) -> dict[str, Outcome]:
+    """The failures that no retry has mended, by key; holds no more than those."""
+    failed: dict[str, Outcome] = {}
+    for _, rows in parts.all_results():
+        for row in rows:
+            if row.outcome == "failed":
+                failed[row.key] = row
+            else:
+                failed.pop(row.key, None)
+    return failed
+
+
 def final_rows(parts: Parts) -> dict[str, Outcome]:
     """The outcome of every image by key, the latest where a retry gave a second one."""
     return {row.key: row for _, rows in parts.all_results() for row in rows}

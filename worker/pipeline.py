@@ -212,9 +212,10 @@ class Pipeline:
         """The true picture: under the same key, or the same name with another image suffix."""
         assert self.reference is not None
         stem, _, own = key.rpartition(".")
-        for suffix in (f".{own}", *IMAGE_SUFFIXES):
+        given = self.job.options.reference_key
+        for name in [given] if given else [stem + suffix for suffix in (f".{own}", *IMAGE_SUFFIXES)]:
             try:
-                data = self.reference.read(stem + suffix)
+                data = self.reference.read(name)
             except ObjectNotFound:
                 continue
             except (StorageError, StorageUnavailable) as exc:
@@ -276,7 +277,7 @@ def _centre(pixels: NDArray[Any]) -> NDArray[Any]:
 
 def _figures(result: Comparison) -> dict[str, Any]:
     def number(value: float) -> float | str:
-        return "inf" if math.isinf(value) else round(value, 4)
+        return round(value, 4) if math.isfinite(value) else "inf" if value > 0 else "-inf"
 
     figures: dict[str, Any] = {
         "bicubic": number(result.bicubic.psnr_y),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -42,10 +43,12 @@ class Settings:
     """Most output megapixels in a chunk, estimated from file sizes; 0 suits the device: 8 on a CPU, 4,096 on a card."""
     lease_s: int = 30
     """How long a silent worker keeps its chunk."""
+    grace_s: int = 20
+    """How long a worker that is asked to stop goes on with what it has in hand, if it has any."""
 
     def __post_init__(self) -> None:
         limits = {"tile": 1, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
-        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3}
+        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0}
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise UsageError(f"VDSR_{name.upper()} is {getattr(self, name)}; it must be at least {least}")
@@ -69,7 +72,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         UsageError: a value that does not parse, or a VDSR_ variable that is none of ours.
     """
     state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    state_dir = Path(environ.get("VDSR_STATE_DIR") or Path(state_home) / "vdsr")
+    state_dir = Path(environ.get("VDSR_STATE_DIR") or Path(state_home) / "vdsr").expanduser().absolute()
     values: dict[str, Any] = {"state_dir": state_dir, "redis_url": _default_redis(state_dir)}
     kinds = {field.name: str(field.type) for field in fields(Settings)}
     for variable, text in environ.items():
@@ -78,6 +81,8 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         name = variable.removeprefix("VDSR_").lower()
         if name in kinds:
             values[name] = _parsed(variable, text, kinds[name])
+        elif near := get_close_matches(name, kinds, n=1, cutoff=0.8):  # options of commands are VDSR_ variables too
+            raise UsageError(f"{variable} is no setting; did you mean VDSR_{near[0].upper()}?")
     return Settings(**values)
 
 
@@ -101,4 +106,5 @@ def _parsed(variable: str, text: str, kind: str) -> Any:
             return int(text.replace("_", ""))
         except ValueError as exc:
             raise UsageError(f"{variable} is {text!r}; give a whole number") from exc
-    return Path(text) if kind.startswith("Path") else text
+    # Absolute: workers run in another folder.
+    return Path(text).expanduser().absolute() if kind.startswith("Path") else text

@@ -13,7 +13,7 @@ def summarise(record: Record) -> dict[str, Any]:
     """The object that `vdsr status --json` prints."""
     job, counters = record.job, record.counters
     count = {name: int(counters.get(name, 0)) for name in ("images", "ignored", "done", "failed", "skipped")}
-    seconds = (record.finished or record.now) - record.started if record.started else 0.0
+    seconds = record.seconds
     megapixels = counters.get("pixels", 0) / 1e6
     return {
         "id": job.id,
@@ -40,7 +40,6 @@ def summarise(record: Record) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "eta_s": _eta_s(record, seconds),
         "created": _iso(record.created),
-        "started": _iso(record.started),
         "finished": _iso(record.finished),
     }
 
@@ -74,7 +73,7 @@ def _psnr(record: Record) -> dict[str, Any]:
 def _eta_s(record: Record, seconds: float) -> float | None:
     """By bytes of input: closer to megapixels than a count of images is, and known from the listing."""
     total, done = record.counters.get("bytes", 0), record.counters.get("done_bytes", 0)
-    if record.state.ended or not record.listed or not done or seconds <= 0:
+    if record.state.ended or not record.listed or done <= 0 or seconds <= 0:
         return None
     return round(max(0.0, seconds * (total - done) / done), 1)
 

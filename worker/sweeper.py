@@ -12,7 +12,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from worker.app import QUEUE, Queue
-from worker.errors import BrokerUnreachable
+from worker.errors import TransientError
 from worker.ledger import Ledger
 from worker.settings import Settings, load_settings
 
@@ -38,8 +38,10 @@ class Sweeper(threading.Thread):
                 self.ledger.report_worker(self.worker)
                 if self.ledger.claim("sweeper", self.worker, 2 * EVERY_S):
                     self.sweep()
-            except BrokerUnreachable as exc:
+            except TransientError as exc:
                 log.warning("%s", exc)
+            except Exception:  # whatever it is, nothing would be swept any more without this thread
+                log.exception("the sweeper met a fault of this program, and goes on")
             if self._stopped.wait(EVERY_S):
                 return
 
@@ -56,7 +58,7 @@ class Sweeper(threading.Thread):
         self._stopped.set()
         try:
             self.ledger.forget_worker(self.worker)
-        except BrokerUnreachable as exc:
+        except TransientError as exc:
             log.warning("%s", exc)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from celery import shared_task
 
+from vdsr.device import choose_device
 from worker import app
 from worker.chunk import HOPELESS, do_chunk
 from worker.finish import finish_job
 from worker.jobs import State
+from worker.ledger import FINISH
 from worker.plan import plan_job
 from worker.runtime import runtime
 
@@ -21,12 +23,12 @@ def plan(job_id: str) -> None:
             here.ledger,
             job_id,
             here.settings,
-            here.upscaler.device.type,
+            choose_device(here.settings.device).type,
             lambda chunk: here.queue.upscale(job_id, chunk),
         )
     except HOPELESS as exc:
         here.ledger.stop(job_id, State.FAILED, str(exc))
-        here.queue.member(job_id, "finish")
+        here.queue.member(job_id, FINISH)
 
 
 @shared_task(name=app.UPSCALE)  # type: ignore[untyped-decorator]  # as above

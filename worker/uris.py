@@ -56,8 +56,11 @@ class Place:
         return PurePosixPath(self.path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def resolve(text: str, settings: Settings) -> Place:
+def resolve(text: str, settings: Settings, *, beside: Place | None = None) -> Place:
     """The place that a user's words mean.
+
+    Args:
+        beside: the source, for a destination: a bare name that does not exist yet is of the same kind.
 
     Raises:
         UsageError: empty, neither a local path nor a possible S3 name, or both.
@@ -68,11 +71,13 @@ def resolve(text: str, settings: Settings) -> Place:
         return _s3(text.removeprefix("s3://"), text)
     if "://" in text:
         raise UsageError(f"{text!r} has an unknown scheme; give a local path or s3://bucket/prefix")
-    if text in (".", "..", "~") or text.startswith(("./", "../", "/", "~/")):
+    if text in (".", "..") or text.startswith(("./", "../", "/", "~")):
         return _local(text)
     if Path(text).exists():
         if _is_bucket(text.partition("/")[0], settings):
             raise UsageError(f"{text!r} exists here and as a bucket; write ./{text} or s3://{text}")
+        return _local(text)
+    if beside is not None and beside.scheme == "file":
         return _local(text)
     if not BUCKET.fullmatch(text.partition("/")[0]):
         raise UsageError(f"{text!r} does not exist here and is no S3 bucket name; check the path")
@@ -111,4 +116,6 @@ def _s3(name: str, text: str) -> Place:
     bucket, _, prefix = name.partition("/")
     if not BUCKET.fullmatch(bucket):
         raise UsageError(f"{text!r} has no valid bucket name; write s3://bucket/prefix")
+    if "//" in prefix.strip("/"):
+        raise UsageError(f"{text!r} has an empty part; S3 keys with '//' cannot be a source or destination")
     return Place("s3", bucket, prefix.strip("/"))

@@ -218,6 +218,37 @@ def test_a_setting_that_does_not_parse_is_named(state: dict[str, str]) -> None:
     assert (result.returncode, result.stderr) == (2, "vdsr: VDSR_TILE is 'large'; give a whole number\n")
 
 
+def test_a_misspelt_setting_is_named(state: dict[str, str]) -> None:
+    result = vdsr(state, "list", VDSR_DEVCE="cuda")
+
+    assert (result.returncode, result.stderr) == (2, "vdsr: VDSR_DEVCE is no setting; did you mean VDSR_DEVICE?\n")
+
+
+@pytest.mark.redis
+def test_a_bare_destination_is_a_folder_here_and_weights_may_be_given_by_a_relative_path(
+    state: dict[str, str], tmp_path: Path
+) -> None:
+    import shutil
+
+    from vdsr import checkpoint
+
+    make_photos(tmp_path / "in", 1)
+    shutil.copy(checkpoint.SHIPPED, tmp_path / "my.safetensors")
+    words = [VDSR, "upscale", "in", "large"]
+
+    result = subprocess.run(
+        words,
+        env={**state, "VDSR_WEIGHTS": "my.safetensors"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "large" / "0000.jpg").exists()
+
+
 def test_eval_prints_the_documented_json(state: dict[str, str], tmp_path: Path) -> None:
     make_photos(tmp_path / "hr", 2, size=(48, 36))
     (tmp_path / "hr" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")

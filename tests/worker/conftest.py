@@ -30,7 +30,7 @@ def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytes
     """Two worker processes on the shared Redis, with the credentials of the S3 server."""
     folder = tmp_path_factory.mktemp("workers")
     environment = {
-        **worker_environment(redis_url),
+        **worker_environment(load_settings({"VDSR_REDIS_URL": redis_url})),
         "VDSR_S3_ENDPOINT_URL": s3_server.endpoint_url,
         "VDSR_THREADS": "1",
         "VDSR_LEASE_S": "6",

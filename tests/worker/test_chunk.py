@@ -74,7 +74,7 @@ def planned(settings: Settings, photos: Path) -> tuple[Ledger, Job]:
 
 def work(settings: Settings, job: Job) -> subprocess.CompletedProcess[str]:
     """One worker at the chunk."""
-    environment = {**worker_environment(settings.redis_url), "VDSR_LEASE_S": "3", "VDSR_THREADS": "1"}
+    environment = {**worker_environment(settings), "VDSR_LEASE_S": "3", "VDSR_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", WORKER, job.id], env=environment, capture_output=True, text=True, check=False
     )

@@ -10,7 +10,7 @@ import pytest
 
 from worker.errors import BrokerUnreachable, JobStopped, LeaseLost, NotFound
 from worker.jobs import Job, Model, Options, Outcome, State, new_job_id
-from worker.ledger import Ledger
+from worker.ledger import Ledger, Record
 
 pytestmark = pytest.mark.redis
 
@@ -174,6 +174,74 @@ def test_a_cancelled_job_stops_its_workers_and_counts_what_they_had_done(ledger:
     assert ledger.commit(job.id, 0, "me", [row("a")], low_water=0) == "finish"
     assert ledger.finish(job.id) is State.CANCELLED
     assert ledger.record(job.id).counters["done"] == 1
+    assert not ledger.is_open(job.id)
+
+
+def test_what_a_dead_worker_had_done_is_written_down_after_a_cancel(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "dead", 0.01)
+    ledger.beat(job.id, 0, "dead", 0.01, done=(0, row("a")))
+    time.sleep(0.05)
+    ledger.stop(job.id, State.CANCELLED)
+    assert ledger.finish(job.id) is None
+
+    assert set(ledger.sweep(job.id, queue_empty=True)) == {"0", "finish"}
+    grant = ledger.lease(job.id, 0, "new", 30)
+
+    assert grant is not None
+    assert (grant.drain, list(grant.rows)) == (True, [0])
+    assert ledger.commit(job.id, 0, "new", list(grant.rows.values()), low_water=0) == "finish"
+    assert ledger.finish(job.id) is State.CANCELLED
+    assert ledger.record(job.id).counters["done"] == 1
+
+
+def test_a_lease_is_granted_again_to_who_has_it_should_the_reply_be_lost(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+
+    assert ledger.lease(job.id, 0, "me", 30) is not None
+    assert ledger.lease(job.id, 0, "me", 30) is not None
+    assert ledger.lease(job.id, 0, "you", 30) is None
+
+
+def test_a_chunk_that_was_never_planned_is_not_leased(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=2)
+
+    assert ledger.lease(job.id, 2, "me", 30) is None
+
+
+def test_leases_without_a_result_are_counted_until_there_is_one(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    fruitless = []
+    for n in range(3):
+        grant = ledger.lease(job.id, 0, f"w{n}", 30)
+        assert grant is not None
+        fruitless.append(grant.fruitless)
+        if n == 1:
+            ledger.beat(job.id, 0, "w1", 30, done=(0, row("a")))
+        assert ledger.release(job.id, 0, f"w{n}")
+
+    assert fruitless == [1, 2, 1]
+
+
+def test_an_attempt_that_was_nobodys_fault_does_not_count(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    for n in range(4):
+        grant = ledger.lease(job.id, 0, f"w{n}", 30)
+        assert grant is not None
+        assert (grant.attempts.get(0, 0), grant.fruitless) == (0, 1)
+        ledger.beat(job.id, 0, f"w{n}", 30, start=0)
+        ledger.release(job.id, 0, f"w{n}", uncounted=[0])
+
+
+def test_an_expired_lease_is_found_however_many_chunks_wait(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=1200)
+    ledger._redis.zadd(f"vdsr:{{{job.id}}}:open", {str(n): time.time() - 100 for n in range(1200)})
+    ledger.lease(job.id, 1150, "dead", 0.01)
+    time.sleep(0.05)
+
+    assert ledger.sweep(job.id, queue_empty=False) == ["1150"]
+    assert len(ledger.sweep(job.id, queue_empty=True)) == 1000
+    assert len(ledger.sweep(job.id, queue_empty=True)) == 199
 
 
 def test_an_ended_job_keeps_its_state_when_it_is_cancelled(ledger: Ledger, job: Job) -> None:
@@ -189,28 +257,56 @@ def test_a_dead_workers_chunk_does_not_keep_a_cancelled_job_open(ledger: Ledger,
     ledger.stop(job.id, State.CANCELLED)
     time.sleep(0.05)
 
-    assert ledger.sweep(job.id, queue_empty=True) == ["finish"]
+    assert set(ledger.sweep(job.id, queue_empty=True)) == {"finish", "0"}
+    assert ledger.lease(job.id, 0, "new", 30).drain
+    ledger.commit(job.id, 0, "new", [], low_water=0)
     assert ledger.finish(job.id) is State.CANCELLED
 
 
-def test_failed_images_are_uncounted_when_they_are_done_again(ledger: Ledger, job: Job) -> None:
+def failed_once(ledger: Ledger, job: Job) -> Record:
+    """A completed job of a good and a bad image."""
     plan(ledger, job)
     ledger.lease(job.id, 0, "me", 30)
-    bad = row("b", "failed", "empty")
-    ledger.commit(job.id, 0, "me", [row("a"), bad], low_water=0)
+    ledger.commit(job.id, 0, "me", [row("a"), row("b", "failed", "empty")], low_water=0)
     ledger.finish(job.id)
-    record = ledger.record(job.id)
+    return ledger.record(job.id)
 
-    assert ledger.reopen(record, 1, [bad])
-    assert not ledger.reopen(record, 1, [bad])
+
+def test_a_failure_is_taken_back_when_its_image_is_done_again(ledger: Ledger, job: Job) -> None:
+    record = failed_once(ledger, job)
+    assert ledger.reopen(record, 1)
+    assert not ledger.reopen(record, 1)
 
     assert ledger.record(job.id).state is State.RUNNING
+    assert ledger.record(job.id).counters["failed"] == 1
+    ledger.lease(job.id, 1, "me", 30)
+    ledger.beat(job.id, 1, "me", 30, done=(0, row("b")), again={"b": "empty"})
     assert ledger.record(job.id).counters["failed"] == 0
-    assert ledger.lease(job.id, 1, "me", 30) is not None
-    assert ledger.commit(job.id, 1, "me", [row("b")], low_water=0) == "finish"
+    assert ledger.commit(job.id, 1, "me", [row("b")], low_water=0, again={"b": "empty"}) == "finish"
     assert ledger.finish(job.id) is State.COMPLETED
     counters = ledger.record(job.id).counters
-    assert (counters["images"], counters["done"], counters["failed"]) == (2, 2, 0)
+    assert (counters["images"], counters["done"], counters["failed"], counters["fail:empty"]) == (2, 2, 0, 0)
+    assert counters["done_bytes"] == 200
+
+
+def test_a_cancelled_retry_leaves_the_failures_that_it_did_not_reach(ledger: Ledger, job: Job) -> None:
+    ledger.reopen(failed_once(ledger, job), 1)
+
+    ledger.stop(job.id, State.CANCELLED)
+
+    assert ledger.finish(job.id) is State.CANCELLED
+    assert ledger.record(job.id).counters["fail:empty"] == 1
+
+
+def test_the_time_between_an_end_and_a_retry_does_not_count(ledger: Ledger, job: Job) -> None:
+    record = failed_once(ledger, job)
+    time.sleep(1.1)
+    ledger.reopen(record, 1)
+
+    assert ledger.record(job.id).seconds == pytest.approx(record.seconds, abs=0.2)
+    ledger.lease(job.id, 1, "me", 30)
+    time.sleep(0.3)
+    assert record.seconds + 0.2 < ledger.record(job.id).seconds < record.seconds + 1
 
 
 def test_an_ended_job_expires_and_a_reopened_one_does_not(ledger: Ledger, job: Job) -> None:
@@ -222,7 +318,7 @@ def test_an_ended_job_expires_and_a_reopened_one_does_not(ledger: Ledger, job: J
     key = f"vdsr:{{{job.id}}}:job"
 
     assert ledger._redis.ttl(key) > 29 * 24 * 3600
-    ledger.reopen(ledger.record(job.id), 1, [bad])
+    ledger.reopen(ledger.record(job.id), 1)
     assert ledger._redis.ttl(key) == -1
 
 

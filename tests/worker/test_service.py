@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Service, kill, make_photos
+from helpers import Service, kill, make_photos, terminate
 from PIL import Image
 
 from vdsr import Upscaler
@@ -194,7 +194,7 @@ def test_cancel_takes_effect_within_the_image_in_hand(service: Service, tmp_path
     service.wait_until(lambda: _done(service, job_id) >= 1)
 
     service.client.cancel(job_id)
-    service.wait_until(lambda: not service.client.ledger.leased(job_id), seconds=20)
+    service.wait_until(lambda: not service.client.ledger.is_open(job_id), seconds=20)
 
     summary = service.wait(job_id)
     assert summary["state"] == "cancelled"
@@ -282,6 +282,83 @@ def test_a_worker_with_other_weights_ends_the_job_clearly(service: Service, phot
 
     assert summary["state"] == "failed"
     assert "the job asks for model other" in summary["error"]
+
+
+def test_retrying_a_collision_does_not_touch_the_first_ones_output(service: Service, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(1001):  # beyond the first page, which would be refused before any work
+        (folder / f"a{n:04d}.png").write_bytes(b"")
+    Image.new("RGB", (30, 20)).save(folder / "z.jpg")
+    Image.new("RGB", (10, 6)).save(folder / "z.png")
+    first = service.run(folder, tmp_path / "out", format="png", score=False)
+    for n in range(1001):
+        (folder / f"a{n:04d}.png").unlink()
+
+    service.client.retry(first["id"])
+    again = service.wait(first["id"])
+
+    assert first["failures"] == {"empty": 1001, "name_collision": 1}
+    assert again["failures"] == {"name_collision": 1, "not_found": 1001}
+    assert Image.open(tmp_path / "out" / "z.png").size == (60, 40)
+
+
+def test_a_job_ends_when_its_record_can_no_longer_be_written(service: Service, photos: Path) -> None:
+    job_id = service.submit(photos, photos.with_name("out"), score=False)
+    record = photos.with_name("out") / ".vdsr" / job_id
+    shutil.rmtree(record, ignore_errors=True)
+    record.parent.mkdir(exist_ok=True, parents=True)
+    record.write_text("in the way")
+
+    summary = service.wait(job_id)
+
+    assert summary["state"] == "failed"
+    assert "in the way" not in (summary["error"] or "")
+    assert str(record) in summary["error"]
+    service.wait_until(lambda: not service.client.ledger.is_open(job_id))
+
+
+def test_a_stopped_worker_gives_its_images_back_without_blame(service: Service, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 12, size=(220, 200))
+    job_id = service.submit(photos, score=False)
+    for _ in range(4):
+        service.wait_until(lambda: service.client.ledger.record(job_id).counters.get("done", 0) < 12)
+        for child in service.children():
+            terminate(child)
+        service.wait_until(lambda: len(service.children()) == 2)
+
+    summary = service.wait(job_id)
+
+    assert summary["images"] == {"total": 12, "done": 12, "failed": 0, "skipped": 0, "ignored": 0}
+
+
+def test_a_file_given_as_the_output_decides_its_format(service: Service, photos: Path) -> None:
+    service.run(photos / "0002.png", photos / "large.webp")
+
+    assert Image.open(photos / "large.webp").format == "WEBP"
+    with pytest.raises(UsageError, match="does not end as PNG does"):
+        service.submit(photos / "0002.png", photos / "large.webp", format="png")
+    with pytest.raises(UsageError, match="does not end as PNG does"):
+        service.submit(photos / "0002.png", photos / "large.gif")
+
+
+def test_a_destination_that_holds_the_source_is_refused(service: Service, photos: Path) -> None:
+    for target in (photos, photos.parent):
+        with pytest.raises(UsageError, match="originals could be replaced"):
+            service.submit(photos, target)
+
+
+def test_a_reference_is_checked_before_anything_is_queued(service: Service, photos: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        service.submit(photos, reference=str(photos / "nothing"))
+    with pytest.raises(UsageError, match="give a folder"):
+        service.submit(photos, reference=str(photos / "0002.png"))
+
+    summary = service.run(photos / "0002.png", reference=str(photos / "sub" / "0001.png"))
+
+    assert service.rows(summary["id"])["0002.png"].psnr["reason"] == (
+        "the reference has 24 x 16 pixels, the output 48 x 32"
+    )
 
 
 @pytest.mark.quality
