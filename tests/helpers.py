@@ -91,8 +91,3 @@ def make_photos(folder: Path, count: int, size: tuple[int, int] = (24, 16)) -> P
 def kill(pid: int) -> None:
     """As the kernel does when memory runs out."""
     os.kill(pid, signal.SIGKILL)
-
-
-def terminate(pid: int) -> None:
-    """As an operator does."""
-    os.kill(pid, signal.SIGTERM)

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import make_photos
 
 from vdsr import checkpoint
-from worker.embedded import LocalRedis, worker_environment
+from worker.app import Queue
+from worker.embedded import LocalRedis, LocalWorker, worker_environment
 from worker.jobs import Job, Model, Options, new_job_id
 from worker.ledger import Ledger
 from worker.parts import Parts
@@ -56,7 +58,7 @@ except VdsrError as exc:
 def settings() -> Iterator[Settings]:
     """For a Redis of its own: no other worker sweeps it."""
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder, LocalRedis(Path(folder)) as redis:
-        yield load_settings({"VDSR_REDIS_URL": redis.url, "VDSR_LEASE_S": "3"})
+        yield load_settings({"VDSR_REDIS_URL": redis.url, "VDSR_LEASE_S": "3", "VDSR_STATE_DIR": folder})
 
 
 def planned(settings: Settings, photos: Path) -> tuple[Ledger, Job]:
@@ -146,3 +148,24 @@ def test_a_second_planner_adopts_what_the_first_had_written(settings: Settings, 
     assert queued == [0]
     assert parts.manifest(0) == before
     assert ledger.record(twin.id).counters["images"] == 5
+
+
+def test_a_worker_that_is_asked_to_stop_gives_its_image_back_without_blame(settings: Settings, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "p", 1, size=(1200, 1000))
+    mine = replace(settings, grace_s=1, threads=1)
+    ledger, job = planned(mine, photos)
+    Queue(mine).upscale(job.id, 0)
+    progress = f"vdsr:{{{job.id}}}:progress:0"
+    with LocalWorker(mine, mine.state_dir):
+        wait_until(lambda: ledger._redis.hget(progress, "try:0") == "1")
+
+    # Leaving the block has ended the worker as SIGTERM does.
+    assert ledger._redis.hget(progress, "try:0") == "0"
+    assert ledger.lease(job.id, 0, "next", 30).fruitless == 1
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)

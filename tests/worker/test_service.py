@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Service, kill, make_photos, terminate
+from helpers import Service, kill, make_photos
 from PIL import Image
 
 from vdsr import Upscaler
@@ -316,20 +316,6 @@ def test_a_job_ends_when_its_record_can_no_longer_be_written(service: Service, p
     assert "in the way" not in (summary["error"] or "")
     assert str(record) in summary["error"]
     service.wait_until(lambda: not service.client.ledger.is_open(job_id))
-
-
-def test_a_stopped_worker_gives_its_images_back_without_blame(service: Service, tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", 12, size=(220, 200))
-    job_id = service.submit(photos, score=False)
-    for _ in range(4):
-        service.wait_until(lambda: service.client.ledger.record(job_id).counters.get("done", 0) < 12)
-        for child in service.children():
-            terminate(child)
-        service.wait_until(lambda: len(service.children()) == 2)
-
-    summary = service.wait(job_id)
-
-    assert summary["images"] == {"total": 12, "done": 12, "failed": 0, "skipped": 0, "ignored": 0}
 
 
 def test_a_file_given_as_the_output_decides_its_format(service: Service, photos: Path) -> None:
