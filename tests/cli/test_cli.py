@@ -26,7 +26,7 @@ def state(tmp_path: Path) -> Iterator[dict[str, str]]:
 
     folder = tempfile.mkdtemp(prefix="vdsr-")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VDSR_")}
-    yield {**clean, "VDSR_STATE_DIR": folder, "VDSR_THREADS": "1"}
+    yield {**clean, "VDSR_STATE_DIR": folder, "VDSR_THREADS": "1", "VDSR_LEASE_S": "5"}
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -188,7 +188,7 @@ def _wait_for(condition: object, seconds: float = 60) -> None:
         (["submit", "./nothing"], 2, "does not exist"),
         (["submit", "NOT/a/bucket"], 2, "is no S3 bucket name"),
         (["upscale", "{empty}"], 7, "no image found at"),
-        (["upscale", "{photos}", "{photos}"], 2, "the originals would be replaced"),
+        (["upscale", "{photos}", "{photos}"], 2, "originals could be replaced"),
         (["upscale", "{photos}", "-s", "0.5"], 2, "it must be from 1 to 16"),
         (["upscale", "{photos}", "--quality", "0"], 2, "it must be from 1 to 100"),
         (["status", "x"], 6, "set VDSR_REDIS_URL, start 'vdsr dev', or use 'vdsr upscale'"),
