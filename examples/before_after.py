@@ -1,4 +1,4 @@
-"""How was docs/before-after.png made? A sample photograph shrunk by 3, restored by bicubic and by VDSR, side by side."""
+"""How was docs/before-after.png made? A sample photograph shrunk by 3, restored by bicubic and by VDSR."""
 
 from __future__ import annotations
 

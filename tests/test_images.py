@@ -605,10 +605,11 @@ def test_no_damage_to_exif_fails_the_picture(image_format):
             whole = bytearray(encode(noise(6, 8), "TIFF", Extras(exif=block), quality=None))
             for place, value in changes:
                 whole[-1 - place % 200] = value
-            decode(bytes(whole))
+            assert decode(bytes(whole)).pixels.shape == (6, 8, 3)
         else:
             picture = decode(saved(Image.new("RGB", (8, 8)), image_format, exif=b"Exif\0\0" + bytes(damaged)))
-            encode(picture.pixels, "TIFF", picture.extras, quality=None)
+            assert picture.pixels.shape == (8, 8, 3)
+            assert decode(encode(picture.pixels, "TIFF", picture.extras, quality=None)).pixels.shape == (8, 8, 3)
 
     check()
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vdsr.device import DeviceError
-from vdsr.errors import CheckpointError
+from vdsr.errors import CheckpointError, VdsrError
 from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError
 from worker.jobs import Image, Job, Outcome, State
-from worker.ledger import FINISH, Grant, Ledger
+from worker.ledger import Grant, Ledger
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
 from worker.plan import LOW_WATER
@@ -29,7 +29,13 @@ ATTEMPTS = 3
 
 FRUITLESS = 10
 """A chunk that was begun this often, with not one image of it done, ends its job: something else is wrong."""
-HOPELESS = (CheckpointError, DeviceError, StorageError, UsageError)
+
+
+class ChunkStuck(VdsrError):
+    """Worker after worker begins a chunk and records nothing."""
+
+
+HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, UsageError)
 """Errors outside any image that trying again would not mend: they end the job."""
 
 log = logging.getLogger(__name__)
@@ -38,43 +44,45 @@ log = logging.getLogger(__name__)
 def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
     """Do what is left of a chunk; nothing if it is done, another's, or its job has ended."""
     lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s)
+    rows: dict[int, Outcome] = {}
     try:
         grant = lease.take()
         if grant is None:
             return
+        rows.update(grant.rows)
         parts = Parts(grant.job, runtime.settings)
-        images = parts.manifest(chunk).images
-        lease.again = {image.key: image.again for image in images if image.again}
-        rows = dict(grant.rows)
         with lease.kept():
-            _work(runtime, lease, grant, images, rows)
-        written = parts.add_results(chunk, [rows[index] for index in sorted(rows)])
-        due = lease.commit(written)
+            _work(runtime, lease, grant, parts, rows)
+            written = parts.add_results(chunk, _in_order(rows))
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
+        return
     except HOPELESS as exc:
         log.error("job %s fails: %s", job_id, exc)
         runtime.ledger.stop(job_id, State.FAILED, str(exc))
-        runtime.queue.member(job_id, FINISH)
+        written = _in_order(rows)  # counted, though they may not be written down: the job must end
     except ImageCrashed as crash:
         if lease.release(failed=crash.number, why=repr(crash.__cause__)):
             runtime.queue.upscale(job_id, chunk)
         raise
     except SystemExit:  # asked to stop: nobody's fault, so that no image's attempt is counted
-        lease.release(uncounted=lease.in_hand)
-        runtime.queue.upscale(job_id, chunk)
+        with suppress(TransientError):
+            lease.release(uncounted=lease.in_hand)
+            runtime.queue.upscale(job_id, chunk)
         raise
-    else:
-        runtime.queue.member(job_id, due)
+    with suppress(LeaseLost):
+        runtime.queue.member(job_id, lease.commit(written))
 
 
-def _work(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image], rows: dict[int, Outcome]) -> None:
+def _work(runtime: Runtime, lease: Lease, grant: Grant, parts: Parts, rows: dict[int, Outcome]) -> None:
     """Add the outcomes that are missing to `rows`, as far as the job lives."""
+    images = parts.manifest(lease.chunk).images
+    lease.again = {image.key: image.again for image in images if image.again}
     if grant.drain:
         return
     if grant.fruitless > FRUITLESS:
-        raise StorageError(
-            f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; a worker's log tells why"
+        raise ChunkStuck(
+            f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; the workers' logs tell why"
         )
     try:
         for index, row in _outcomes(runtime, lease, grant, images):
@@ -83,6 +91,10 @@ def _work(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image],
                 lease.record(index, row)
     except JobStopped:
         log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
+
+
+def _in_order(rows: dict[int, Outcome]) -> list[Outcome]:
+    return [rows[index] for index in sorted(rows)]
 
 
 class Lease:

@@ -16,7 +16,7 @@ from helpers import make_photos
 from vdsr import checkpoint
 from worker.app import Queue
 from worker.embedded import LocalRedis, LocalWorker, worker_environment
-from worker.jobs import Job, Model, Options, new_job_id
+from worker.jobs import Job, Model, Options, State, new_job_id
 from worker.ledger import Ledger
 from worker.parts import Parts
 from worker.plan import plan_job
@@ -162,6 +162,31 @@ def test_a_worker_that_is_asked_to_stop_gives_its_image_back_without_blame(setti
     # Leaving the block has ended the worker as SIGTERM does.
     assert ledger._redis.hget(progress, "try:0") == "0"
     assert ledger.lease(job.id, 0, "next", 30).fruitless == 1
+
+
+def test_a_job_whose_results_cannot_be_written_fails_and_ends(settings: Settings, tmp_path: Path) -> None:
+    ledger, job = planned(settings, make_photos(tmp_path / "p", 3))
+    (tmp_path / "p-x2" / ".vdsr" / job.id / "results").write_text("a file where a folder is needed")
+
+    work(settings, job)
+
+    record = ledger.record(job.id)
+    assert (record.state, record.counters["done"]) == (State.FAILED, 3)
+    assert "results" in (record.error or "")
+    assert ledger.finish(job.id) is State.FAILED
+    assert not ledger.is_open(job.id)
+
+
+def test_a_chunk_that_is_begun_in_vain_again_and_again_ends_its_job(settings: Settings, tmp_path: Path) -> None:
+    ledger, job = planned(settings, make_photos(tmp_path / "p", 3))
+    for n in range(10):
+        ledger.lease(job.id, 0, f"w{n}", 30)
+        ledger.release(job.id, 0, f"w{n}")
+
+    work(settings, job)
+
+    assert ledger.record(job.id).state is State.FAILED
+    assert "begun 11 times without a result" in (ledger.record(job.id).error or "")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
