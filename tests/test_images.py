@@ -605,7 +605,7 @@ def test_no_damage_to_exif_fails_the_picture(image_format):
             whole = bytearray(encode(noise(6, 8), "TIFF", Extras(exif=block), quality=None))
             for place, value in changes:
                 whole[-1 - place % 200] = value
-            assert decode(bytes(whole)).pixels.shape == (6, 8, 3)
+            assert sorted(decode(bytes(whole)).pixels.shape[:2]) == [6, 8]  # whichever way it is turned
         else:
             picture = decode(saved(Image.new("RGB", (8, 8)), image_format, exif=b"Exif\0\0" + bytes(damaged)))
             assert picture.pixels.shape == (8, 8, 3)
