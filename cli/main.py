@@ -79,13 +79,13 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="vdsr")
 def root() -> None:
-    r"""Batch super-resolution of image collections with VDSR.
+    """Batch super-resolution of image collections with VDSR.
 
     \b
     vdsr upscale photos                    a folder, here and now, into photos-x2
     vdsr submit s3://bucket/prefix -s 4    a job for the workers; prints its id
     vdsr status JOB --watch
-    """
+    """  # noqa: D301  # click takes this very character for "leave the lines as they are"
 
 
 def main(argv: list[str] | None = None) -> None:

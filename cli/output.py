@@ -29,15 +29,17 @@ def print_json(value: Any) -> None:
 
 def job_line(job: Job) -> str:
     """What was resolved from the user's words."""
-    source, target = (
-        f"{place.rstrip('/')}/{key}" if key else place
-        for place, key in zip((job.source, job.destination), job.only or ("", ""), strict=True)
-    )
+    source, target = job.places
     return f"{printable(source)} -> {printable(target)}, x{job.options.scale:g}"
 
 
-def status_text(summary: dict[str, Any], workers: int | None = None) -> str:
-    """A job's state, for reading."""
+def status_text(summary: dict[str, Any], workers: int | None = None, *, where: str | None = None) -> str:
+    """A job's state, for reading.
+
+    Args:
+        workers: how many were seen lately.
+        where: what tells more of failures; None names the command that does.
+    """
     model = summary["model"]
     lines = [
         f"{summary['id']}  {_state(summary)}",
@@ -53,8 +55,9 @@ def status_text(summary: dict[str, Any], workers: int | None = None) -> str:
     if line := psnr_line(summary["psnr"]):
         lines.append(line)
     if summary["failures"]:
+        failed = f"'vdsr status {summary['id']} --failed'"
         failures = ", ".join(f"{code} {n:,}" for code, n in summary["failures"].items())
-        lines.append(f"failures: {failures}; see 'vdsr status {summary['id']} --failed'")
+        lines.append(f"failures: {failures}; see {where or failed}")
     if summary["error"]:
         lines.append(f"error: {summary['error']}")
     if workers == 0 and summary["state"] in ("queued", "running"):

@@ -102,7 +102,8 @@ def _tell(client: Client, record: Record, settings: Settings, as_json: bool) -> 
     if as_json:
         print_json(summary)
         return exit_code(summary)
-    rows = list(final_rows(Parts(record.job, settings)).values()) if summary["images"]["total"] <= TABLE else []
+    small = summary["images"]["total"] <= TABLE and not summary["error"]
+    rows = list(final_rows(Parts(record.job, settings)).values()) if small else []
     if rows:
         click.echo(outcome_table(rows))
         if line := psnr_line(summary["psnr"]):
@@ -112,10 +113,9 @@ def _tell(client: Client, record: Record, settings: Settings, as_json: bool) -> 
                 if note:
                     say(f"{printable(row.key)}: {printable(note)}")
     else:
-        click.echo(status_text(summary))
+        click.echo(status_text(summary, where="the results"))
         for row in client.failed(record.job.id)[:TABLE]:
             say(f"{printable(row.key)}: {row.code}: {printable(row.message or '')}")
-    say(f"results: {printable(record_uri(record.job))}/results")
-    if summary["error"]:
-        say(f"vdsr: {summary['error']}")
+    if summary["images"]["done"] + summary["images"]["failed"]:
+        say(f"results: {printable(record_uri(record.job))}/results")
     return exit_code(summary)

@@ -117,9 +117,9 @@ def import_state_dict(path: Path) -> VDSR:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as exc:
         raise CheckpointError(
-            f"{path} is not a plain state dict ({str(exc).splitlines()[0][:200]}); "
+            f"{path} is not a plain state dict ({str(exc).partition(chr(10))[0][:200]}); "
             "ask its author for a safetensors file or a state dict"
         ) from exc
     while isinstance(content, dict) and "state_dict" in content:

@@ -99,10 +99,13 @@ class Upscaler:
             The same kind as `image`, of `vdsr.resize.scaled_size`.
 
         Raises:
+            TypeError: neither a PIL image nor an array.
             ValueError: a scale below 1, or an array of another shape or dtype.
             ImageUnsupported: a PIL mode that has no faithful array.
         """
         if not isinstance(image, np.ndarray):
+            if not hasattr(image, "getbands"):
+                raise TypeError(f"cannot upscale {type(image).__name__}; give a PIL image or a NumPy array")
             from vdsr.pillow import from_array, to_array
 
             return from_array(self._upscale_array(to_array(image), scale, on_tile))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from vdsr import checkpoint
 from worker.app import Queue
-from worker.errors import BrokerUnreachable, NothingMatched, UsageError
+from worker.errors import BrokerUnreachable, NothingMatched, StorageError, StorageUnavailable, UsageError
 from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Model, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger, Record
@@ -140,6 +140,15 @@ def draft(source: str, destination: str | None, options: Options, settings: Sett
         NothingMatched: there is no image.
     """
     place = resolve(source, settings)
+    try:
+        return _draft(place, destination, options, settings)
+    except (StorageError, StorageUnavailable) as exc:
+        if place.scheme == "file" or source.startswith("s3://"):
+            raise
+        raise UsageError(f"{source!r} does not exist here, and was read as {place.uri}: {exc}") from exc
+
+
+def _draft(place: Place, destination: str | None, options: Options, settings: Settings) -> Job:
     single = _is_single(place, settings)
     origin = place.parent if single else place
     reference, reference_key = _reference(options.reference, single, settings)
@@ -153,6 +162,11 @@ def draft(source: str, destination: str | None, options: Options, settings: Sett
         if f"{origin.uri}/".startswith(f"{target.uri}/"):
             raise UsageError(
                 f"{target.uri} is the source or holds it: originals could be replaced; give a destination beside it"
+            )
+        if f"{target.uri}/".startswith(f"{origin.uri}/") and _holds_originals(target, settings):
+            raise UsageError(
+                f"{target.uri} lies inside the source and holds files that no job made: originals could be replaced; "
+                "give a destination beside the source, or an empty one"
             )
     identity = checkpoint.identify(settings.weights or checkpoint.SHIPPED)
     job = Job(
@@ -190,6 +204,19 @@ def _reference(text: str | None, single: bool, settings: Settings) -> tuple[str 
     if next(open_storage(place.uri, settings).entries(), None) is None:
         raise UsageError(f"there is nothing at the reference {place.uri}; check the path")
     return place.uri, None
+
+
+def _holds_originals(target: Place, settings: Settings) -> bool:
+    """Whether a destination holds something, and is not that of an earlier job."""
+    if target.scheme == "file" and not Path(target.path).exists():
+        return False
+    used = open_storage(target.uri, settings)
+    record = Place(target.scheme, target.bucket, f"{target.path}/.vdsr".lstrip("/" if target.scheme == "s3" else ""))
+    if target.scheme == "file":
+        earlier = Path(record.path).is_dir()
+    else:
+        earlier = next(open_storage(record.uri, settings).entries(), None) is not None
+    return not earlier and next(used.entries(), None) is not None
 
 
 def _folder_target(place: Place, destination: str | None, options: Options, settings: Settings) -> Place:

@@ -95,6 +95,16 @@ class Job:
     """Unix time in seconds."""
     schema: int = SCHEMA
 
+    @property
+    def places(self) -> tuple[str, str]:
+        """Source and destination as a user knows them: for a single file, the files themselves."""
+        keys = self.only or ("", "")
+        source, target = (
+            f"{root.rstrip('/')}/{key}" if key else root
+            for root, key in zip((self.source, self.destination), keys, strict=True)
+        )
+        return source, target
+
     def to_json(self) -> str:
         """The record as it lies in the ledger and in job.json."""
         return json.dumps(dataclasses.asdict(self))

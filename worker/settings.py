@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from vdsr.device import PRECISIONS
 from worker.errors import UsageError
 
 
@@ -52,6 +54,10 @@ class Settings:
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise UsageError(f"VDSR_{name.upper()} is {getattr(self, name)}; it must be at least {least}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"VDSR_DEVICE is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"VDSR_PRECISION is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
             raise UsageError(
                 f"VDSR_REDIS_URL is {mask(self.redis_url)!r}; it must start with redis://, rediss:// or unix://"

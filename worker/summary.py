@@ -19,8 +19,8 @@ def summarise(record: Record) -> dict[str, Any]:
         "id": job.id,
         "state": record.state.value,
         "error": record.error,
-        "source": job.source,
-        "destination": job.destination,
+        "source": job.places[0],
+        "destination": job.places[1],
         "scale": job.options.scale,
         "listed": record.listed,
         "images": {

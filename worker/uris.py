@@ -79,6 +79,8 @@ def resolve(text: str, settings: Settings, *, beside: Place | None = None) -> Pl
         return _local(text)
     if beside is not None and beside.scheme == "file":
         return _local(text)
+    if "/" not in text:
+        raise UsageError(f"{text!r} does not exist here; check the path, or write s3://{text} for a whole bucket")
     if not BUCKET.fullmatch(text.partition("/")[0]):
         raise UsageError(f"{text!r} does not exist here and is no S3 bucket name; check the path")
     return _s3(text, text)

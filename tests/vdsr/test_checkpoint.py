@@ -105,6 +105,13 @@ def test_another_network_is_not_imported(tmp_path: Path) -> None:
         checkpoint.import_state_dict(tmp_path / "a.pth")
 
 
+def test_a_file_of_text_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("root:x:0:0:root:/root:/bin/bash\n")
+
+    with pytest.raises(CheckpointError, match="not a plain state dict"):
+        checkpoint.import_state_dict(tmp_path / "a.pth")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         checkpoint.load(tmp_path / "nowhere.safetensors")

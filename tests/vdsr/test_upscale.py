@@ -153,6 +153,11 @@ def test_float_arrays_are_refused_rather_than_guessed(upscaler: Upscaler) -> Non
         upscaler.upscale(np.zeros((8, 8)), 2)
 
 
+def test_what_is_no_image_is_refused_by_name(upscaler: Upscaler) -> None:
+    with pytest.raises(TypeError, match="cannot upscale str; give a PIL image or a NumPy array"):
+        upscaler.upscale("cat.jpg", 2)
+
+
 def test_the_caller_can_stop_between_tiles(upscaler: Upscaler) -> None:
     seen = []
 

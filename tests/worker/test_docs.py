@@ -38,6 +38,8 @@ def test_the_readme_stays_short() -> None:
     [
         ("VDSR_TILE", "0", "VDSR_TILE is 0; it must be at least 1"),
         ("VDSR_LEASE_S", "1", "VDSR_LEASE_S is 1; it must be at least 3"),
+        ("VDSR_DEVICE", "tpu", "VDSR_DEVICE is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
+        ("VDSR_PRECISION", "fp8", "VDSR_PRECISION is 'fp8'; it must be one of auto, fp32, bf16"),
         ("VDSR_MAX_PIXELS", "many", "VDSR_MAX_PIXELS is 'many'; give a whole number"),
         ("VDSR_REDIS_URL", "http://:pw@x", r"VDSR_REDIS_URL is 'http://:\*\*\*@x'; it must start with redis://"),
     ],

@@ -121,7 +121,7 @@ def test_places_are_resolved_by_the_documented_rule(tmp_path: Path, monkeypatch:
     assert resolve("s3://bucket", SETTINGS).uri == "s3://bucket"
 
 
-@pytest.mark.parametrize("text", ["", "http://x/y", "No/Bucket", "s3://", "s3://A", "a\0b"])
+@pytest.mark.parametrize("text", ["", "http://x/y", "No/Bucket", "s3://", "s3://A", "a\0b", "mistyped", "s3://b/x//q"])
 def test_what_can_be_no_place_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

@@ -244,6 +244,11 @@ def test_a_destination_inside_the_source_is_not_listed_again(service: Service, p
     assert summary["images"]["total"] == 30
 
 
+def test_a_destination_inside_the_source_may_not_hold_originals(service: Service, photos: Path) -> None:
+    with pytest.raises(UsageError, match="holds files that no job made"):
+        service.submit(photos, photos / "sub")
+
+
 def test_include_exclude_and_no_recursive_choose_the_images(service: Service, photos: Path) -> None:
     assert service.run(photos, include=("*.jpg",))["images"]["total"] == 10
     assert service.run(photos, include=("sub/*",), exclude=("*1.*",))["images"]["total"] == 12
