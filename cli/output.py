@@ -68,6 +68,8 @@ def status_text(summary: dict[str, Any], workers: int | None = None, *, where: s
 def progress_line(summary: dict[str, Any]) -> str:
     """The bar with its counts."""
     images = summary["images"]
+    if not images["total"] and summary["state"] in ("queued", "running"):
+        return "waiting for a worker to list the images"
     ended = sum(images[name] for name in ("done", "failed", "skipped"))
     total = images["total"]
     share = ended / total if total else float(summary["state"] == "completed")
