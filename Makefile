@@ -27,7 +27,7 @@ demo: $(READY) ## Upscale real sample photographs x2 with an embedded Redis and 
 test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 	$(BIN)/python -m pytest
 
-test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs DATA=folder of image sets)
+test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
 
 check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and the compose file's schema

@@ -38,7 +38,7 @@ from worker.storage import Storage, s3
 from worker.storage.local import LocalStorage
 from worker.storage.s3 import S3Storage
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def keys(storage: Storage, *, after: str = "", recursive: bool = True) -> list[str]:
