@@ -114,7 +114,7 @@ def run(argv: list[str] | None = None) -> int:
 def _failed(exc: Exception) -> int:
     """Print what went wrong; raise it again if it is a fault of ours."""
     from vdsr.device import DeviceError
-    from vdsr.errors import CheckpointError
+    from vdsr.errors import CheckpointError, VdsrError
     from worker import errors
 
     codes: list[tuple[type[Exception], int]] = [
@@ -125,6 +125,7 @@ def _failed(exc: Exception) -> int:
         (errors.StorageError, 6),
         (CheckpointError, 2),
         (DeviceError, 2),
+        (VdsrError, 1),
     ]
     for kind, code in codes:
         if isinstance(exc, kind):
