@@ -35,6 +35,7 @@ COMMANDS = {
     "dev": "Keep a Redis and a worker running, for submit and status in other terminals.",
     "worker": "Start a worker on this node, for the Redis of VDSR_REDIS_URL.",
     "eval": "Print the paper's table for a folder of HR images.",
+    "train": "Train a network on HR images, and publish it.",
     "models": "Look at checkpoints, and import others' safely.",
     "doctor": "Say what works here, and what to do about what does not.",
 }

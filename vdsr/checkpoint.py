@@ -39,13 +39,22 @@ def identify(path: Path = SHIPPED) -> Identity:
     Raises:
         CheckpointError: the file is missing or not a checkpoint of ours.
     """
-    data = _read(path)
-    return Identity(version=_metadata(data, path)["version"], sha256=hashlib.sha256(data).hexdigest())
+    return identify_bytes(_read(path), str(path))
+
+
+def identify_bytes(data: bytes, name: str) -> Identity:
+    """The same from a checkpoint's bytes; `name` says in errors whose they are."""
+    return Identity(version=_metadata(data, name)["version"], sha256=hashlib.sha256(data).hexdigest())
+
+
+def card_of(data: bytes, name: str) -> dict[str, str]:
+    """What the header of a checkpoint's bytes says."""
+    return _metadata(data, name)
 
 
 def read_card(path: Path = SHIPPED) -> dict[str, str]:
     """What the header says: format, version, depth, channels, and the trainer's notes."""
-    return _metadata(_read(path), path)
+    return _metadata(_read(path), str(path))
 
 
 def load(path: Path = SHIPPED, *, sha256: str | None = None) -> tuple[VDSR, Identity]:
@@ -58,31 +67,35 @@ def load(path: Path = SHIPPED, *, sha256: str | None = None) -> tuple[VDSR, Iden
     Raises:
         CheckpointError: missing, damaged, another digest, missing or unexpected tensors, or values that are not finite.
     """
+    return parse(_read(path), str(path), sha256=sha256)
+
+
+def parse(data: bytes, name: str, *, sha256: str | None = None) -> tuple[VDSR, Identity]:
+    """The same from a checkpoint's bytes; `name` says in errors whose they are."""
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load as parse
+    from safetensors.torch import load as read_tensors
 
     from vdsr.model import VDSR, VDSRConfig
 
-    data = _read(path)
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256:
-        raise CheckpointError(f"{path} has SHA-256 {digest}, expected {sha256}; fetch it again")
-    card = _metadata(data, path)
+        raise CheckpointError(f"{name} has SHA-256 {digest}, expected {sha256}; fetch it again")
+    card = _metadata(data, name)
     try:
         model = VDSR(VDSRConfig(depth=int(card["depth"]), channels=int(card["channels"])))
-        tensors = {name: tensor.to(torch.float32) for name, tensor in parse(data).items()}
+        tensors = {key: tensor.to(torch.float32) for key, tensor in read_tensors(data).items()}
         model.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError, KeyError, ValueError) as exc:
-        raise CheckpointError(f"{path} does not hold the network that its header claims: {exc}") from exc
+        raise CheckpointError(f"{name} does not hold the network that its header claims: {exc}") from exc
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds weights that are not finite numbers; train again from the last good state")
+        raise CheckpointError(f"{name} holds weights that are not finite numbers; train again from the last good state")
     model.eval().requires_grad_(False)
     return model, Identity(version=card["version"], sha256=digest)
 
 
-def save(model: VDSR, path: Path, *, version: str, notes: dict[str, str] | None = None) -> Identity:
-    """Write the weights in fp32, whole or not at all, and return their identity."""
+def to_bytes(model: VDSR, *, version: str, notes: dict[str, str] | None = None) -> bytes:
+    """A checkpoint of the weights in fp32, with its card."""
     from safetensors.torch import save as serialise
 
     card = dict(notes or {})
@@ -93,7 +106,12 @@ def save(model: VDSR, path: Path, *, version: str, notes: dict[str, str] | None 
         channels=str(model.config.channels),
     )
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    data = serialise(tensors, metadata=card)
+    return serialise(tensors, metadata=card)
+
+
+def save(model: VDSR, path: Path, *, version: str, notes: dict[str, str] | None = None) -> Identity:
+    """Write a checkpoint, whole or not at all, and return its identity."""
+    data = to_bytes(model, version=version, notes=notes)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
@@ -150,20 +168,20 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"cannot read the checkpoint {path}: {exc.strerror}") from exc
 
 
-def _metadata(data: bytes, path: Path) -> dict[str, str]:
+def _metadata(data: bytes, name: str) -> dict[str, str]:
     """The header's metadata (safetensors format: 8 bytes of length, then JSON)."""
     import json
 
     if data[:2] in (b"PK", b"\x80\x02"):
         raise CheckpointError(
-            f"{path} is a pickled checkpoint, which could run code; convert it with 'vdsr models import {path}'"
+            f"{name} is a pickled checkpoint, which could run code; convert it with 'vdsr models import {name}'"
         )
     try:
         length = int.from_bytes(data[:8], "little")
         card = json.loads(data[8 : 8 + length])["__metadata__"]
         known = card["format"] == FORMAT and {"version", "depth", "channels"} <= card.keys()
     except (ValueError, KeyError, TypeError) as exc:
-        raise CheckpointError(f"{path} is not a VDSR checkpoint in safetensors format") from exc
+        raise CheckpointError(f"{name} is not a VDSR checkpoint in safetensors format") from exc
     if not known:
-        raise CheckpointError(f"{path} has a header of another format than {FORMAT}")
+        raise CheckpointError(f"{name} has a header of another format than {FORMAT}")
     return dict(card)

@@ -7,20 +7,37 @@ was not, with no sampler state to keep.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import math
+import os
+import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vdsr.color import gray_to_y, rgb_to_ycbcr
+from vdsr.errors import ImageUnreadable
 from vdsr.resize import bicubic
+
+T = TypeVar("T")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 FULL = 65535  # patches are kept as 16-bit fractions: a third of fp32's memory, 0.004 of an 8-bit step
+PREPARED = "1"
+"""Version of the kept arrays; to be raised when `_planes` gives other values."""
+DRAWING = 2
+"""Threads that draw batches."""
+AHEAD = 4
+"""Batches drawn ahead."""
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -28,10 +45,17 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def read_luma(path: Path) -> NDArray[np.float32]:
-    """(H, W) float32 studio-range luminance / 255 of an 8-bit RGB or gray file."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
+def read_luma(data: bytes) -> NDArray[np.float32]:
+    """(H, W) float32 studio-range luminance / 255 of an image file, read as 8-bit RGB or gray.
+
+    Raises:
+        ImageUnreadable: no image, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:  # Pillow's ways to say no
+        raise ImageUnreadable(str(exc) or type(exc).__name__) from exc
     y = gray_to_y(pixels) if pixels.ndim == 2 else rgb_to_ycbcr(pixels.transpose(2, 0, 1))[0]
     return y.astype(np.float32, copy=False)
 
@@ -43,19 +67,52 @@ class Picture:
     hr: NDArray[np.uint16]
     bicubic: dict[int, NDArray[np.uint16]]
     sha256: str
+    """Of the file."""
 
 
-def prepare(path: Path, scales: Sequence[int]) -> Picture:
-    """Read an image and degrade it by every scale, cropped so that all of them divide its size."""
-    y = read_luma(path)
-    multiple = math.lcm(*scales)
-    height, width = (n - n % multiple for n in y.shape)
-    y = y[:height, :width]
-    return Picture(
-        hr=_fixed(y),
-        bicubic={s: _fixed(bicubic(bicubic(y, scale=1 / s), scale=s)) for s in scales},
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> Picture:
+    """Read an image and degrade it by every scale, cropped so that all of them divide its size.
+
+    Args:
+        cache: a folder that keeps the result as an array on disk, mapped into memory: a collection may be larger
+            than memory, and a run that is resumed starts at once.
+
+    Raises:
+        ImageError: the file is no image that can be read, or too small for its scales.
+    """
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if cache is None:
+        planes = _planes(path, data, scales)
+    else:
+        kept = cache / f"{digest}-x{'-'.join(map(str, scales))}-{PREPARED}.npy"
+        found = _mapped(kept)
+        if found is None:
+            _keep(_planes(path, data, scales), kept)
+            found = np.load(kept, mmap_mode="r")
+        planes = found
+    return Picture(hr=planes[0], bicubic=dict(zip(scales, planes[1:], strict=True)), sha256=digest)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run learns from and what it is judged by."""
+
+    train: Sequence[Picture]
+    validation: Sequence[Picture]
+    manifest: dict[str, Any]
+    """Plain JSON: where the images come from, and each one's key and SHA-256."""
+
+    @property
+    def digest(self) -> str:
+        """Of the images and the split, whatever their place."""
+        sums = [[picture.sha256 for picture in part] for part in (self.train, self.validation)]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+    @property
+    def validation_digest(self) -> str:
+        """Of the validation images: figures compare only where it is the same."""
+        return hashlib.sha256(json.dumps([picture.sha256 for picture in self.validation]).encode()).hexdigest()
 
 
 class Patches:
@@ -93,11 +150,63 @@ class Patches:
         )
 
 
-def batches(patches: Patches, first: int, last: int) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-    """Steps first..last-1 with their batches."""
-    for step in range(first, last):
-        low, high = patches.at(step)
-        yield step, low, high
+def split(items: Sequence[T], held: int) -> tuple[list[T], list[T]]:
+    """What to train on, and `held` items kept aside: spread evenly, so that each folder gives its share.
+
+    Raises:
+        ValueError: there are no more items than are to be kept aside.
+    """
+    if len(items) <= held:
+        raise ValueError(f"{len(items)} images found; training needs more than the {held} kept for validation")
+    chosen = {(2 * i + 1) * len(items) // (2 * held) for i in range(held)}
+    return [item for i, item in enumerate(items) if i not in chosen], [items[i] for i in sorted(chosen)]
+
+
+def batches(
+    patches: Patches, first: int, last: int, *, share: slice = slice(None)
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Batches of the steps first..last-1, drawn ahead on threads of their own.
+
+    Args:
+        share: which patches of each batch, for one of several processes that share the work.
+    """
+    steps = iter(range(first, last))
+    with ThreadPoolExecutor(DRAWING, thread_name_prefix="patches") as pool:
+        drawn = deque(pool.submit(patches.at, step) for step in islice(steps, AHEAD))
+        while drawn:
+            low, high = drawn.popleft().result()
+            drawn.extend(pool.submit(patches.at, step) for step in islice(steps, 1))
+            yield low[share], high[share]
+
+
+def _planes(path: Path, data: bytes, scales: Sequence[int]) -> NDArray[np.uint16]:
+    """(1 + scales, H, W): the truth, then what bicubic leaves of it for each scale."""
+    y = read_luma(data)
+    multiple = math.lcm(*scales)
+    height, width = (n - n % multiple for n in y.shape)
+    if not (height and width):
+        raise ImageUnreadable(f"{path.name} has {y.shape[1]} x {y.shape[0]} pixels, less than {multiple} a side")
+    y = y[:height, :width]
+    return np.stack([_fixed(y), *(_fixed(bicubic(bicubic(y, scale=1 / s), scale=s)) for s in scales)])
+
+
+def _mapped(path: Path) -> NDArray[np.uint16] | None:
+    try:
+        planes: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # not there, or cut short by a power failure
+        return None
+    return planes
+
+
+def _keep(planes: NDArray[np.uint16], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, planes)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _turned(plane: NDArray[np.uint16], turns: int, mirror: bool) -> NDArray[np.uint16]:

@@ -37,7 +37,7 @@ class Upscaler:
 
     def __init__(
         self,
-        weights: str | Path | None = None,
+        weights: str | Path | bytes | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -45,7 +45,7 @@ class Upscaler:
     ) -> None:
         """
         Args:
-            weights: a safetensors checkpoint; None takes the one that ships with the package.
+            weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
             precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
             tile: pixels a side per pass of the network; smaller needs less memory. The result is the same.
@@ -61,8 +61,10 @@ class Upscaler:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision)
         self.tile = tile
-        path = Path(weights) if weights is not None else checkpoint.SHIPPED
-        model, self.identity = checkpoint.load(path)
+        if isinstance(weights, bytes):
+            model, self.identity = checkpoint.parse(weights, "the checkpoint")
+        else:
+            model, self.identity = checkpoint.load(Path(weights) if weights is not None else checkpoint.SHIPPED)
         self.halo = model.config.halo
         exact = (0, *range(1, EXACT_LAYERS + 1), model.config.depth - 1)
         self._layers = [

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, VdsrError
 from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError
-from worker.jobs import Image, Job, Outcome, State
+from worker.jobs import Image, Outcome, State
 from worker.ledger import Grant, Ledger
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
     """Do what is left of a chunk; nothing if it is done, another's, or its job has ended."""
-    lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s)
+    lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
     rows: dict[int, Outcome] = {}
     try:
         grant = lease.take()
@@ -100,8 +100,20 @@ def _in_order(rows: dict[int, Outcome]) -> list[Outcome]:
 class Lease:
     """Ownership of one chunk, renewed by a thread of its own while it is kept."""
 
-    def __init__(self, ledger: Ledger, job_id: str, chunk: int, seconds: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        job_id: str,
+        chunk: int,
+        seconds: float,
+        on_promotion: Callable[[int], None] = lambda serial: None,
+    ) -> None:
+        """
+        Args:
+            on_promotion: called at each beat with the serial number of the last promotion.
+        """
         self.ledger, self.job_id, self.chunk, self.seconds = ledger, job_id, chunk, seconds
+        self.on_promotion = on_promotion
         self.token = secrets.token_hex(8)
         self.again: dict[str, str] = {}
         """In a retry, the codes of the failures before, by key."""
@@ -132,12 +144,12 @@ class Lease:
 
     def start(self, index: int) -> None:
         """An image is about to be touched."""
-        self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds, start=index)
+        self._beat(start=index)
         self.in_hand.add(index)
 
     def record(self, index: int, row: Outcome) -> None:
         """An image is done."""
-        self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds, done=(index, row), again=self.again)
+        self._beat(done=(index, row))
         self.in_hand.discard(index)
 
     def commit(self, rows: list[Outcome]) -> str:
@@ -148,10 +160,17 @@ class Lease:
         """Give the chunk back; False if it was not ours any more."""
         return self.ledger.release(self.job_id, self.chunk, self.token, failed=failed, why=why, uncounted=uncounted)
 
+    def _beat(self, *, done: tuple[int, Outcome] | None = None, start: int | None = None) -> None:
+        self.on_promotion(
+            self.ledger.beat(
+                self.job_id, self.chunk, self.token, self.seconds, done=done, again=self.again, start=start
+            )
+        )
+
     def _renew(self) -> None:
         while not self._ended.wait(self.seconds / 6):  # often: this is also how a cancel is noticed
             try:
-                self.ledger.beat(self.job_id, self.chunk, self.token, self.seconds)
+                self._beat()
             except (JobStopped, LeaseLost) as exc:
                 self._verdict = exc
                 return
@@ -176,25 +195,20 @@ def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Ima
             (suspects if attempts else todo).append((index, image))
     if not todo and not suspects:
         return
-    line = _pipeline(runtime, grant.job)
+    line = _pipeline(runtime, grant)
     # An image that was in hand when a worker died may be what killed it: such images go last and one by one,
     # so that the next death has one suspect only.
     for batch, ahead in ((todo, AHEAD), (suspects, 0)):
         yield from line.run(batch, ahead=ahead, on_start=lease.start, on_tile=lease.check)
 
 
-def _pipeline(runtime: Runtime, job: Job) -> Pipeline:
+def _pipeline(runtime: Runtime, grant: Grant) -> Pipeline:
     settings: Settings = runtime.settings
-    upscaler = runtime.upscaler
-    if upscaler.identity.sha256 != job.model.sha256:
-        raise CheckpointError(
-            f"the job asks for model {job.model.version} ({job.model.sha256[:12]}), this worker has "
-            f"{upscaler.identity.version} ({upscaler.identity.sha256[:12]}); give both the same VDSR_WEIGHTS"
-        )
+    job = grant.job
     reference = job.options.reference
     return Pipeline(
         job,
-        upscaler,
+        runtime.models.for_job(job, grant.promoted),
         settings,
         source=open_storage(job.source, settings),
         target=open_storage(job.destination, settings),

@@ -16,7 +16,7 @@ from typing import Any
 
 from worker.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
 
 
@@ -62,6 +62,8 @@ class Options:
     """For a single file: the key of its true picture."""
     score: bool = True
     """Whether to compute PSNR at all."""
+    self_ensemble: bool = False
+    """Whether the network sees each picture in all eight orientations: better by up to 0.1 dB, eight times the work."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and 1 <= self.scale <= 16):
@@ -72,7 +74,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Model:
-    """The weights that a job uses, fixed at submission."""
+    """Which weights."""
 
     version: str
     sha256: str
@@ -89,8 +91,11 @@ class Job:
     """URI of the folder or prefix that is written."""
     options: Options
     model: Model
+    """Fixed at submission; of a job that follows, what it falls back on."""
     only: tuple[str, str] | None = None
     """For a single file: its key at the source and at the destination."""
+    follow: bool = False
+    """Whether each chunk uses what is in production when it starts. Results name the model of each image."""
     created: float = 0.0
     """Unix time in seconds."""
     schema: int = SCHEMA

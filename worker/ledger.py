@@ -7,7 +7,6 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 |---------------------------|--------|------------------------------------------------------------------------------|
 | vdsr:jobs                 | zset   | job id -> created; cleaned of expired jobs when listed                       |
 | vdsr:active               | set    | ids of jobs that the sweeper must look at                                    |
-| vdsr:workers              | zset   | worker name -> when last seen                                                |
 | vdsr:{JOB}:job            | hash   | spec (JSON), state, error, cursor, planned, listed, times, counters (below)  |
 | vdsr:{JOB}:done           | bitmap | one bit for each chunk that is committed                                     |
 | vdsr:{JOB}:open           | zset   | what is queued or being done -> deadline: chunk numbers, "plan", "finish"    |
@@ -26,21 +25,14 @@ Times are Redis' own: workers' clocks may differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.commands.core import Script
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
-
-from worker.errors import BrokerRefused, BrokerUnreachable, JobStopped, LeaseLost, NotFound
+from worker.errors import JobStopped, LeaseLost, NotFound
+from worker.fleet import PROMOTED
 from worker.jobs import Job, Outcome, State
-from worker.settings import mask
+from worker.redis_client import RedisClient
 
 KEEP_S = 30 * 24 * 3600
 """How long an ended job stays in the ledger; its report lies at the destination for good."""
@@ -48,14 +40,10 @@ QUEUED_S = 30
 """A queued task that nobody has taken for this long is queued again, if the queue is empty."""
 PATIENCE_S = 600
 """The same if the queue is not empty: its message is probably still there."""
-WORKER_SEEN_S = 30
-"""A worker that has not reported for this long counts as gone."""
 PLAN, FINISH = "plan", "finish"
 """Members of `open` that are no chunks."""
 
 _PRELUDE = """
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1000000
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
 local function add(key, counters)
   for field, value in pairs(cjson.decode(counters)) do
@@ -95,8 +83,8 @@ redis.call('ZREM', KEYS[1], 'plan')
 return 1
 """
 
-# KEYS: job, open, lease, done, progress. ARGV: chunk, token, lease_s.
-# -> {verdict, spec, progress as a flat list}; the verdict is 'granted', 'drain' (write down what is recorded, do no
+# KEYS: job, open, lease, done, progress, promoted. ARGV: chunk, token, lease_s.
+# -> {verdict, spec, progress as a flat list, serial of the last promotion}; the verdict is 'granted', 'drain' (write down what is recorded, do no
 # more) or why not.
 _LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -122,12 +110,14 @@ if verdict == 'granted' then
   redis.call('HINCRBY', KEYS[5], 'leases', 1)
   redis.call('HSETNX', KEYS[1], 'started', now)
 end
-return {verdict, redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5])}
+local serial = redis.call('HGET', KEYS[6], 'serial') or '0'
+return {verdict, redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5]), serial}
 """
 
 # Renew a lease; record an image and the start of another in the same step.
-# KEYS: job, open, lease, progress, count.
+# KEYS: job, open, lease, progress, count, promoted.
 # ARGV: chunk, token, lease_s, index done or '', row, counters, index started or ''.
+# -> 'lost', 'ended', or the serial of the last promotion.
 _BEAT = """
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 'lost' end
 if ARGV[4] ~= '' and redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[4], ARGV[5]) == 1 then
@@ -137,7 +127,7 @@ end
 if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[7], 1) end
-return 'ok'
+return redis.call('HGET', KEYS[6], 'serial') or '0'
 """
 
 # Give a chunk back at once. KEYS: open, lease, progress.
@@ -270,6 +260,8 @@ class Grant:
     """How often it was leased, this time included, since an image of it was last recorded."""
     drain: bool
     """The job has ended: write down what is recorded, and do no more."""
+    promoted: int
+    """Serial number of the last promotion; 0 if Redis knows of none."""
 
 
 @dataclass(frozen=True)
@@ -303,17 +295,7 @@ class Ledger:
         Args:
             url: redis://, rediss:// or unix:// of Redis; nothing is connected yet.
         """
-        self.url = url
-        self._redis: redis.Redis = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=15,
-            socket_connect_timeout=5,
-            health_check_interval=10,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.1, cap=1), 3),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError],
-        )
-        self._scripts: dict[str, Script] = {}
+        self._redis = RedisClient(url)
 
     def create(self, job: Job) -> None:
         """Record a new job, to be planned."""
@@ -333,11 +315,11 @@ class Ledger:
 
     def lease(self, job_id: str, chunk: int, token: str, lease_s: float) -> Grant | None:
         """Own a chunk for a while; None if it is done or another's, or if its job has ended with nothing to drain."""
-        keys = ("job", "open", "lease", "done", f"progress:{chunk}")
-        verdict, *answer = self._run(_LEASE, job_id, keys, chunk, token, lease_s)
+        keys = (*_keys(job_id, "job", "open", "lease", "done", f"progress:{chunk}"), PROMOTED)
+        verdict, *answer = self._redis.run(_PRELUDE + _LEASE, keys, chunk, token, lease_s)
         if verdict not in ("granted", "drain"):
             return None
-        spec, flat = answer
+        spec, flat, serial = answer
         progress = dict(zip(flat[::2], flat[1::2], strict=True))
 
         def of(kind: str) -> dict[int, str]:
@@ -350,6 +332,7 @@ class Ledger:
             reasons=of("why:"),
             fruitless=int(progress.get("leases", 0)),
             drain=verdict == "drain",
+            promoted=int(serial),
         )
 
     def beat(
@@ -362,21 +345,23 @@ class Ledger:
         done: tuple[int, Outcome] | None = None,
         again: Mapping[str, str] | None = None,
         start: int | None = None,
-    ) -> None:
+    ) -> int:
         """Renew a lease, recording a finished image and the start of another in the same step.
 
         Args:
             again: see `count`.
+
+        Returns:
+            The serial number of the last promotion; 0 if Redis knows of none.
 
         Raises:
             JobStopped: the job was cancelled or has failed.
             LeaseLost: somebody else owns the chunk by now.
         """
         index, row = done if done else ("", None)
-        answer = self._run(
-            _BEAT,
-            job_id,
-            ("job", "open", "lease", f"progress:{chunk}", f"count:{chunk}"),
+        answer = self._redis.run(
+            _PRELUDE + _BEAT,
+            (*_keys(job_id, "job", "open", "lease", f"progress:{chunk}", f"count:{chunk}"), PROMOTED),
             chunk,
             token,
             lease_s,
@@ -389,6 +374,7 @@ class Ledger:
             raise JobStopped(job_id)
         if answer == "lost":
             raise LeaseLost(job_id, chunk)
+        return int(answer)
 
     def release(
         self,
@@ -493,8 +479,7 @@ class Ledger:
             for name, value in text.items():
                 if name in COUNTERS or name.startswith("fail:"):
                     counters[name] = counters.get(name, 0) + (float(value) if name.endswith("_sum") else int(value))
-        whole, micros = self._do("time")
-        now = int(whole) + int(micros) / 1e6
+        now = self._redis.now()
         finished = float(raw["finished"]) if "finished" in raw else None
         seconds = float(raw.get("seconds", 0))
         if "started" in raw:
@@ -530,62 +515,16 @@ class Ledger:
         """Jobs that a sweeper must look at."""
         return list(self._do("smembers", "vdsr:active"))
 
-    def queue_length(self, queue: str) -> int:
-        """Messages waiting in a Celery queue."""
-        return int(self._do("llen", f"vdsr:{queue}"))
-
-    def claim(self, role: str, owner: str, seconds: float) -> bool:
-        """Whether this process has a role ("sweeper") for the next while."""
-        key, milliseconds = f"vdsr:{role}", int(seconds * 1000)
-        return bool(self._do("set", key, owner, px=milliseconds, nx=True) or self._do("get", key) == owner)
-
-    def report_worker(self, name: str) -> None:
-        """A worker is alive."""
-        seconds, _ = self._do("time")
-        self._do("zadd", "vdsr:workers", {name: seconds})
-        self._do("zremrangebyscore", "vdsr:workers", "-inf", int(seconds) - WORKER_SEEN_S)
-
-    def forget_worker(self, name: str) -> None:
-        """A worker has ended."""
-        self._do("zrem", "vdsr:workers", name)
-
-    def workers(self) -> list[str]:
-        """Workers seen lately."""
-        seconds, _ = self._do("time")
-        return list(self._do("zrangebyscore", "vdsr:workers", int(seconds) - WORKER_SEEN_S, "+inf"))
-
-    def ping(self) -> str:
-        """The server's version."""
-        info = self._do("info", "server")
-        return str(info.get("valkey_version") or info["redis_version"])
-
     def _in_progress(self, job_id: str) -> list[dict[str, str]]:
-        """The counters of open chunks, in one round trip."""
+        """The counters of open chunks."""
         members = self._do("zrange", _key(job_id, "open"), 0, -1)
-        pipeline = self._redis.pipeline(transaction=False)
-        for member in members:
-            pipeline.hgetall(_key(job_id, f"count:{member}"))
-        return list(self._guarded(pipeline.execute))
+        return self._redis.hashes([_key(job_id, f"count:{member}") for member in members])
 
     def _run(self, script: str, job_id: str, names: tuple[str, ...], *args: Any) -> Any:
-        if script not in self._scripts:
-            self._scripts[script] = self._redis.register_script(_PRELUDE + script)
-        return self._guarded(self._scripts[script], keys=[_key(job_id, name) for name in names], args=args)
+        return self._redis.run(_PRELUDE + script, _keys(job_id, *names), *args)
 
     def _do(self, command: str, *args: Any, **options: Any) -> Any:
-        return self._guarded(getattr(self._redis, command), *args, **options)
-
-    def _guarded(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        try:
-            return call(*args, **options)
-        except (RedisConnectionError, RedisTimeoutError) as exc:
-            reason = str(exc.__cause__ or exc).replace(self.url, mask(self.url))
-            raise BrokerUnreachable(
-                f"cannot reach Redis at {mask(self.url)} ({reason}); set VDSR_REDIS_URL, "
-                "start 'vdsr dev', or use 'vdsr upscale' to work without a server"
-            ) from exc
-        except RedisError as exc:  # out of memory, read-only, not permitted, ...
-            raise BrokerRefused(f"Redis at {mask(self.url)} refused a command: {exc}; see its log") from exc
+        return self._redis.do(command, *args, **options)
 
 
 COUNTERS = {
@@ -639,6 +578,10 @@ def count(rows: Iterable[Outcome], again: Mapping[str, str] | None = None) -> di
             add("psnr_bicubic_sum", row.psnr["bicubic"])
             add("psnr_vdsr_sum", row.psnr["vdsr"])
     return total
+
+
+def _keys(job_id: str, *names: str) -> tuple[str, ...]:
+    return tuple(_key(job_id, name) for name in names)
 
 
 def _key(job_id: str, name: str) -> str:

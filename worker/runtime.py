@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
 from celery import current_app
 
 from worker.app import Queue
+from worker.errors import TransientError
 from worker.ledger import Ledger
+from worker.models import Models
 from worker.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from vdsr.upscale import Upscaler
 
 
 class Runtime:
@@ -25,15 +25,23 @@ class Runtime:
         self.queue = Queue(settings, current_app)
 
     @cached_property
-    def upscaler(self) -> Upscaler:
-        """The network on this worker's device; loaded by the process that uses it, never before a fork."""
+    def models(self) -> Models:
+        """The networks on this worker's device; loaded by the process that uses them, never before a fork."""
         import torch
 
         from vdsr.upscale import Upscaler
 
-        torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
         s = self.settings
-        return Upscaler(s.weights, device=s.device, precision=s.precision, tile=s.tile)
+        torch.set_num_threads(s.threads or os.cpu_count() or 1)
+        return Models(
+            s,
+            lambda weights: Upscaler(weights, device=s.device, precision=s.precision, tile=s.tile),
+            on_refused=self._tell_refusal,
+        )
+
+    def _tell_refusal(self, version: str, reason: str) -> None:
+        with suppress(TransientError):  # it stands in the log all the same
+            self.ledger.report_refusal(version, f"{platform.node()}: {reason}")
 
 
 @lru_cache(maxsize=1)

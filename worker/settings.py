@@ -34,7 +34,13 @@ class Settings:
     threads: int = 0
     """Threads of a worker's computation; 0 takes every core."""
     weights: Path | None = None
-    """A checkpoint to use instead of the one that ships."""
+    """A checkpoint to use instead of the registry's and the one that ships."""
+    registry: str = ""
+    """Where published models lie, local or S3; empty: STATE_DIR/models."""
+    runs: str = ""
+    """Where training runs keep their files, local or S3; empty: STATE_DIR/runs."""
+    cache_dir: Path = Path("~/.cache/vdsr")
+    """What may be deleted: fetched training images, and arrays made from them."""
     max_pixels: int = 100_000_000
     """Largest input picture."""
     max_output_pixels: int = 400_000_000
@@ -49,6 +55,8 @@ class Settings:
     """How long a worker that is asked to stop goes on with what it has in hand, if it has any."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "registry", self.registry or str(self.state_dir / "models"))
+        object.__setattr__(self, "runs", self.runs or str(self.state_dir / "runs"))
         limits = {"tile": 1, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
         limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0}
         for name, least in limits.items():
@@ -79,7 +87,12 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """
     state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     state_dir = Path(environ.get("VDSR_STATE_DIR") or Path(state_home) / "vdsr").expanduser().absolute()
-    values: dict[str, Any] = {"state_dir": state_dir, "redis_url": _default_redis(state_dir)}
+    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    values: dict[str, Any] = {
+        "state_dir": state_dir,
+        "redis_url": _default_redis(state_dir),
+        "cache_dir": Path(cache_home) / "vdsr",
+    }
     kinds = {field.name: str(field.type) for field in fields(Settings)}
     for variable, text in environ.items():
         if not variable.startswith("VDSR_") or text == "":

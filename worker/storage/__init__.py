@@ -46,6 +46,12 @@ class Storage(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Write the object only if there is none; of two at the same time, exactly one is told True."""
 
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """The whole object, and a tag of exactly this content for `swap`."""
+
+    def swap(self, key: str, data: bytes, tag: str) -> bool:
+        """Replace the object only if it is still what `tag` was given for; of two at once, one is told True."""
+
 
 def check_key(key: str) -> str:
     """The key itself, if it stays below its root on every storage.

@@ -103,12 +103,7 @@ class S3Storage:
 
     def read(self, key: str) -> bytes:
         """The whole object, its length verified."""
-        name = self._name(key)
-        with self._naming_errors(key):
-            for _ in range(BODY_ATTEMPTS - 1):
-                with suppress(*_BROKEN_BODY):
-                    return self._fetch(name)
-            return self._fetch(name)
+        return self.read_tagged(key)[0]
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object; False, too, where there is no such bucket (HEAD does not tell)."""
@@ -129,13 +124,30 @@ class S3Storage:
             self._client.put_object(**request)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write the object only if there is none; of two at the same time, exactly one is told True.
+        """Write the object only if there is none; of two at the same time, exactly one is told True."""
+        return self._put_if(key, data, {"IfNoneMatch": "*"})
 
-        If the answer to a successful request is lost, botocore's repetition finds the object there: the writer named in
-        its metadata tells that it is our own (seen: a race that nobody won).
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """The whole object, and its ETag."""
+        name = self._name(key)
+        with self._naming_errors(key):
+            for _ in range(BODY_ATTEMPTS - 1):
+                with suppress(*_BROKEN_BODY):
+                    return self._fetch(name)
+            return self._fetch(name)
+
+    def swap(self, key: str, data: bytes, tag: str) -> bool:
+        """Replace the object only if it is still what `tag` was given for; of two at once, one is told True."""
+        return self._put_if(key, data, {"IfMatch": tag})
+
+    def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
+        """Whether the object was written: not, if the condition does not hold.
+
+        If the answer to a successful request is lost, botocore's repetition finds the condition broken by itself: the
+        writer named in the object's metadata tells that it is our own (seen: a race that nobody won).
         """
         writer = secrets.token_hex(16)
-        request = self._put_request(key, data) | {"IfNoneMatch": "*", "Metadata": {_WRITER: writer}}
+        request = self._put_request(key, data) | condition | {"Metadata": {_WRITER: writer}}
         with self._naming_errors(key):
             for pause_s in CONFLICT_PAUSES_S:
                 try:
@@ -143,6 +155,8 @@ class S3Storage:
                 except ClientError as exc:
                     if _status(exc) == 412:
                         return _was_repeated(exc) and self._writer(request["Key"]) == writer
+                    if _status(exc) == 404 and "IfMatch" in condition:
+                        return False  # deleted meanwhile
                     if _code(exc) != "ConditionalRequestConflict":
                         raise
                     time.sleep(pause_s)  # S3 asks to repeat: another request on this key was under way
@@ -162,13 +176,13 @@ class S3Storage:
             raise UnsafeKey(f"{name!r} has {size_bytes:,} bytes, over S3's limit of {MAX_KEY_BYTES:,}; shorten it")
         return name
 
-    def _fetch(self, name: str) -> bytes:
+    def _fetch(self, name: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self._bucket, Key=name)
         with closing(answer["Body"]) as body:
             data: bytes = body.read()
         if len(data) != answer["ContentLength"]:
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=answer["ContentLength"])
-        return data
+        return data, answer["ETag"]
 
     def _put_request(self, key: str, data: bytes) -> dict[str, Any]:
         name = self._name(key)

@@ -1,0 +1,185 @@
+"""`vdsr train`: make weights, here or on a training worker."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import as_json
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+    from worker.training.runs import Run
+
+
+@click.command(
+    name="train",
+    epilog="Several GPUs: torchrun --nproc-per-node 4 --no-python vdsr train --local --run FOLDER --data photos",
+)
+@click.option("--data", multiple=True, metavar="URI", help="Folder or s3:// prefix of HR images; repeatable.")
+@click.option("--recipe", default="best", show_default=True, help="best, paper, or a TOML file.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+@click.option(
+    "--validation", "held", type=click.IntRange(min=1), default=12, show_default=True, help="Images kept aside."
+)
+@click.option("--version", "version_", help="Name of the weights  [default: the run's id]")
+@click.option("--start", metavar="WEIGHTS", help="Begin with a model's weights: a version, an alias, or a file.")
+@click.option("--run", "folder", metavar="URI", help="Where the run's files go; an unfinished run there goes on.")
+@click.option("--publish", is_flag=True, help="Publish the weights, and promote them if validation says so.")
+@click.option("--force", is_flag=True, help="With --publish: promote them whatever validation says.")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: faster, needs a C++ compiler.")
+@click.option("--local", is_flag=True, help="Train here, in the foreground, without a queue.")
+@click.option("--detach", is_flag=True, help="Do not follow the run; print its id.")
+@click.option("--attach", metavar="RUN", help="Follow a run that was started before.")
+@as_json
+def command(
+    data: tuple[str, ...],
+    recipe: str,
+    changes: tuple[str, ...],
+    held: int,
+    version_: str | None,
+    start: str | None,
+    folder: str | None,
+    publish: bool,
+    force: bool,
+    compiled: bool,
+    local: bool,
+    detach: bool,
+    attach: str | None,
+    as_json: bool,
+) -> int:
+    """Train a network on HR images, on a worker of the queue "train" or --local.
+
+    \b
+    vdsr train --local --data photos --run runs/mine    here; the same command goes on after Ctrl-C
+    vdsr train --data s3://bucket/photos --publish      on a training worker (vdsr worker --queue train)
+    """  # noqa: D301  # click takes this very character for "leave the lines as they are"
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    if attach:
+        return _follow(settings, attach, as_json=as_json)
+    run = _drafted(
+        settings, data, recipe, changes, held, version_, start, folder, publish=publish, force=force, compiled=compiled
+    )
+    if local:
+        return _train_here(run, settings, as_json=as_json)
+    raise NotImplementedError
+
+
+def _drafted(
+    settings: Settings,
+    data: tuple[str, ...],
+    recipe: str,
+    changes: tuple[str, ...],
+    held: int,
+    version: str | None,
+    start: str | None,
+    folder: str | None,
+    *,
+    publish: bool,
+    force: bool,
+    compiled: bool,
+) -> Run:
+    import time
+
+    from vdsr.training.recipe import RecipeError, read_recipe
+    from worker.errors import UsageError
+    from worker.training.runs import Run, new_run_id
+    from worker.uris import resolve
+
+    if not data:
+        raise UsageError("nothing to train on; give --data with a folder or s3://bucket/prefix of HR images")
+    if force and not publish:
+        raise UsageError("--force belongs to --publish")
+    pairs = dict(change.partition("=")[::2] for change in changes)
+    if bare := [change for change in changes if "=" not in change]:
+        raise RecipeError(f"--set {bare[0]} has no value; write --set {bare[0]}=VALUE")
+    run_id = new_run_id()
+    return Run(
+        id=run_id,
+        data=tuple(resolve(uri, settings).uri for uri in data),
+        held=held,
+        recipe=read_recipe(recipe, pairs),
+        version=version or run_id,
+        command=shlex.join(["vdsr", *sys.argv[1:]]),
+        folder=_folder(folder, run_id, settings),
+        start=start,
+        publish=publish,
+        force=force,
+        compiled=compiled,
+        created=time.time(),
+    )
+
+
+def _folder(folder: str | None, run_id: str, settings: Settings) -> str:
+    from worker.uris import Place, resolve
+
+    local = Place("file", "", "/")
+    if folder is None:
+        return resolve(settings.runs, settings, beside=local).uri.rstrip("/") + f"/{run_id}"
+    return resolve(folder, settings, beside=local).uri
+
+
+def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
+    from cli.output import live, print_json, say
+    from worker.training.work import Watch, do_run, together
+
+    with together() as leader, live(leader) as draw, _interruptible() as check:
+        if leader:
+            say(f"{run.folder}: {run.recipe.name}, {run.recipe.steps:,} steps")
+
+        def on_image(done: int, total: int) -> None:
+            check()
+            draw(f"reading images: {done:,} of {total:,}")
+
+        def on_progress(progress: Any) -> None:
+            check()
+            draw(run_line(_facts(progress)))
+
+        trained = do_run(run, settings, Watch(on_image, on_progress))
+    if not leader:
+        return 0
+    if as_json:
+        print_json({"version": trained.result.identity.version, "sha256": trained.result.identity.sha256})
+    return 0
+
+
+def _facts(progress: Any) -> dict[str, Any]:
+    return {}
+
+
+def run_line(facts: dict[str, Any]) -> str:
+    return str(facts)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Any]:
+    """A function that raises KeyboardInterrupt once Ctrl-C or SIGTERM has come: between two steps, never within one."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:  # a second time: at once
+            sys.exit(130)
+        asked.append(number)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(settings: Settings, run_id: str, *, as_json: bool) -> int:
+    raise NotImplementedError

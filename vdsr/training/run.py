@@ -1,0 +1,319 @@
+"""How does a run go from its first step to its weights, however often it is killed on the way?
+
+What lies in a run's folder, on disk or in S3:
+
+    run.json            what decides the weights and what they were made with: recipe, data, code, machines
+    data.json           every image with its SHA-256, and which of them validate
+    log.jsonl           loss, learning rate and validation, one row every few steps
+    state.pt            everything to go on from, at most a minute old
+    tensorboard/        the same curves as TensorBoard events
+    vdsr.safetensors    the weights, once the run is done
+    report.html         the curves and sample pictures, to be opened in a browser
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import vdsr
+from vdsr import checkpoint
+from vdsr.data import Dataset, Patches, batches
+from vdsr.errors import VdsrError
+from vdsr.training.events import Events
+from vdsr.training.optimiser import learning_rate
+from vdsr.training.trainer import NonFinite, Trainer, validate
+
+STATE, LOG, WEIGHTS, RUN, DATA = "state.pt", "log.jsonl", "vdsr.safetensors", "run.json", "data.json"
+SAVE_S = 45.0
+"""Between two saved states: a kill costs less than a minute."""
+ROW_EVERY = 50
+"""Steps between two rows of the log."""
+
+
+class DataChanged(VdsrError):
+    """A run cannot go on with other images than it began with."""
+
+
+class Store(Protocol):
+    """Where a run's files lie; every storage of the service is one."""
+
+    def read(self, key: str) -> bytes:
+        """The whole file."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Replace the file whole."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a run stands."""
+
+    step: int
+    steps: int
+    loss: float | None
+    learning_rate: float
+    steps_per_second: float
+    seconds: float
+    """Of work, over all sessions."""
+    psnr_y: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Last validation: scale -> dB of bicubic and of the network."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at this speed."""
+        return (self.steps - self.step) / self.steps_per_second if self.steps_per_second else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run has made."""
+
+    identity: checkpoint.Identity
+    psnr_y: dict[int, tuple[float, float]]
+    seconds: float
+
+
+def train(
+    trainer: Trainer,
+    data: Dataset,
+    store: Store,
+    *,
+    version: str,
+    command: str,
+    events: Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    save_s: float = SAVE_S,
+) -> Result:
+    """Train from the first step, or from the last state that lies in the store, to the end.
+
+    Args:
+        version: name of the weights.
+        command: for the card, so that somebody can do it again.
+        events: a local folder for TensorBoard's file; if it is the store's own, TensorBoard follows it live.
+        on_progress: called after every step; what it raises ends the run at that step, with its state saved.
+        save_s: seconds between two saved states.
+
+    Raises:
+        NonFinite: training diverged.
+        StateMismatch, DataChanged: the store holds a run of another recipe, or of other images.
+    """
+    session = _Session(trainer, data, store, events, on_progress, save_s)
+    record = session.begin(version, command)
+    session.work()
+    return session.finish(record["version"], record["command"])
+
+
+class _Session:
+    """The time between a start and the end or the next kill."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: Dataset,
+        store: Store,
+        events: Path,
+        on_progress: Callable[[Progress], None],
+        save_s: float,
+    ) -> None:
+        self.trainer, self.data, self.store = trainer, data, store
+        self.on_progress, self.save_s = on_progress, save_s
+        self.recipe = trainer.recipe
+        self.rank, self.world = _place()
+        self.rows: list[dict[str, Any]] = []
+        self.losses: list[torch.Tensor] = []
+        self.events = Events(events) if self.rank == 0 else None
+        self.earlier_s = 0.0
+        self.started = time.monotonic()
+
+    def begin(self, version: str, command: str) -> dict[str, Any]:
+        """Find out whether this is a new run, and write down what it is made with; that record."""
+        record: dict[str, Any] = {
+            "recipe": self.recipe.to_dict(),
+            "version": version,
+            "command": command,
+            "data": {"digest": self.data.digest, "validation": self.data.validation_digest},
+            "sessions": [],
+        }
+        if self.store.exists(RUN):
+            record = {**json.loads(self.store.read(RUN)), "recipe": self.recipe.to_dict(), "command": command}
+            if record["data"]["digest"] != self.data.digest:
+                raise DataChanged(
+                    "the images, or their split, are not those that the run began with (data.json lists them); "
+                    "bring them back, or start a new run"
+                )
+        if self.store.exists(STATE):
+            self.trainer.restore(self.store.read(STATE))
+            lines = self.store.read(LOG).decode().splitlines()
+            self.rows = [row for row in map(json.loads, lines) if row["step"] <= self.trainer.step]
+            self.earlier_s = max((row["seconds"] for row in self.rows), default=0.0)
+        record["sessions"].append({"from_step": self.trainer.step, **environment(self.trainer)})
+        if self.rank == 0:
+            self.store.write(RUN, _json(record))
+            self.store.write(DATA, _json(self.data.manifest))
+        if self.events:
+            self.events.rewrite(self.rows)
+        return record
+
+    def work(self) -> None:
+        """All steps that are left."""
+        recipe, trainer = self.recipe, self.trainer
+        patches = Patches(self.data.train, patch=recipe.patch, batch=recipe.batch, seed=recipe.seed)
+        saved, first = time.monotonic(), trainer.step
+        try:
+            for low, high in batches(patches, first, recipe.steps, share=slice(self.rank, None, self.world)):
+                self.losses.append(trainer.train_step(low, high))
+                if trainer.device.type == "cpu":  # on a card, looking at each loss would make the two wait in turn
+                    self._check(self.losses[-1])
+                if trainer.step % ROW_EVERY == 0 or trainer.step == recipe.steps:
+                    self._add_row()
+                if time.monotonic() - saved > self.save_s:
+                    self._save()
+                    saved = time.monotonic()
+                if self.rank == 0:
+                    self.on_progress(self._progress(first))
+        except NonFinite:
+            raise
+        except BaseException:  # between two steps: by on_progress, so that the state is whole
+            if trainer.step > first and _is_whole(trainer):
+                self._save()
+            raise
+        self._save()
+
+    def finish(self, version: str, command: str) -> Result:
+        """Write the weights and the report."""
+        notes = {
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "data": json.dumps({"digest": self.data.digest, "images": len(self.data.train)}),
+            "command": command,
+            "seconds": str(round(self._seconds())),
+        }
+        figures = _latest_validation(self.rows)
+        if self.rank == 0:
+            content = checkpoint.to_bytes(self.trainer.result, version=version, notes=notes)
+            self.store.write(WEIGHTS, content)
+        else:
+            content = b""
+        if self.events:
+            self.events.close()
+        identity = checkpoint.Identity(version, hashlib.sha256(content).hexdigest())
+        return Result(identity, figures, self._seconds())
+
+    def _seconds(self) -> float:
+        return self.earlier_s + time.monotonic() - self.started
+
+    def _check(self, loss: torch.Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise NonFinite(self.trainer.step - 1)
+
+    def _add_row(self) -> None:
+        loss = torch.stack(self.losses).mean()
+        self._check(loss)
+        self.losses.clear()
+        step = self.trainer.step
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": round(loss.item(), 5),
+            "learning_rate": float(f"{learning_rate(self.recipe, step - 1):.6g}"),
+        }
+        if self.rank == 0 and (step % self.recipe.validate_every == 0 or step == self.recipe.steps):
+            figures = validate(self.trainer.result, list(self.data.validation))
+            row["psnr_y"] = {str(scale): [round(db, 4) for db in pair] for scale, pair in figures.items()}
+        row["seconds"] = round(self._seconds(), 1)
+        self.rows.append(row)
+        if self.events:
+            self.events.add(row)
+
+    def _save(self) -> None:
+        """The log first: rows behind the state's step are left out when it is read."""
+        if self.rank != 0:
+            return
+        for loss in self.losses[-1:]:
+            self._check(loss)
+        if not _is_whole(self.trainer):
+            raise NonFinite(self.trainer.step)
+        self.store.write(LOG, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self.store.write(STATE, self.trainer.state())
+        if self.events:
+            self.events.copy_to(self.store)
+
+    def _progress(self, first: int) -> Progress:
+        last = self.rows[-1] if self.rows else {}
+        elapsed = time.monotonic() - self.started
+        return Progress(
+            step=self.trainer.step,
+            steps=self.recipe.steps,
+            loss=last.get("loss"),
+            learning_rate=learning_rate(self.recipe, self.trainer.step - 1),
+            steps_per_second=(self.trainer.step - first) / elapsed,
+            seconds=self._seconds(),
+            psnr_y=_latest_validation(self.rows),
+        )
+
+
+def environment(trainer: Trainer) -> dict[str, Any]:
+    """What this session computes with."""
+    device = trainer.device
+    return {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "code": {"version": vdsr.__version__, "sha256": code_digest()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": _place()[1],
+        "bf16": trainer.bf16,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in ("torch", "numpy", "pillow")},
+    }
+
+
+def code_digest() -> str:
+    """Of this package's source: the version number alone does not tell what was changed in a working copy."""
+    root = Path(vdsr.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _latest_validation(rows: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+    for row in reversed(rows):
+        if "psnr_y" in row:
+            return {int(scale): (pair[0], pair[1]) for scale, pair in row["psnr_y"].items()}
+    return {}
+
+
+def _is_whole(trainer: Trainer) -> bool:
+    return all(bool(torch.isfinite(kernel).all()) for kernel in (*trainer.model.kernels, *trainer.average.kernels))
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank, and how many share the run."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,87 @@
+"""Which workers live, what has each been told, and who looks after the queue? Kept in Redis, for a while only.
+
+| key                | type   | holds                                                                         |
+|--------------------|--------|-------------------------------------------------------------------------------|
+| vdsr:workers:QUEUE | zset   | worker name -> when last seen, of those that take this queue's messages       |
+| vdsr:promoted      | hash   | serial, version: the last promotion that Redis was told of (worker.registry)  |
+| vdsr:refused       | hash   | version -> why a worker will not use it; deleted at the next promotion        |
+| vdsr:sweeper       | string | the worker that sweeps, for some seconds                                      |
+| vdsr:QUEUE         | list   | Celery's messages                                                             |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from worker.redis_client import RedisClient
+
+WORKER_SEEN_S = 30
+"""A worker that has not reported for this long counts as gone."""
+PROMOTED = "vdsr:promoted"
+REFUSED = "vdsr:refused"
+
+# Late announcements of what was promoted before change nothing. KEYS: promoted, refused. ARGV: serial, version.
+_ANNOUNCE = """
+if tonumber(redis.call('HGET', KEYS[1], 'serial') or '0') >= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'serial', ARGV[1], 'version', ARGV[2])
+redis.call('DEL', KEYS[2])
+return 1
+"""
+
+
+class Fleet:
+    """The workers of one Redis."""
+
+    def __init__(self, url: str) -> None:
+        """
+        Args:
+            url: redis://, rediss:// or unix:// of Redis; nothing is connected yet.
+        """
+        self._redis = RedisClient(url)
+
+    def ping(self) -> str:
+        """The server's version."""
+        info = self._redis.do("info", "server")
+        return str(info.get("valkey_version") or info["redis_version"])
+
+    def queue_length(self, queue: str) -> int:
+        """Messages waiting in a Celery queue."""
+        return int(self._redis.do("llen", f"vdsr:{queue}"))
+
+    def claim(self, role: str, owner: str, seconds: float) -> bool:
+        """Whether this process has a role ("sweeper") for the next while."""
+        key, milliseconds = f"vdsr:{role}", int(seconds * 1000)
+        return bool(self._redis.do("set", key, owner, px=milliseconds, nx=True) or self._redis.do("get", key) == owner)
+
+    def report_worker(self, name: str, queues: Iterable[str]) -> None:
+        """A worker is alive and takes the messages of these queues."""
+        seconds = int(self._redis.now())
+        for queue in queues:
+            self._redis.do("zadd", _workers(queue), {name: seconds})
+            self._redis.do("zremrangebyscore", _workers(queue), "-inf", seconds - WORKER_SEEN_S)
+
+    def forget_worker(self, name: str, queues: Iterable[str]) -> None:
+        """A worker has ended."""
+        for queue in queues:
+            self._redis.do("zrem", _workers(queue), name)
+
+    def workers(self, queue: str) -> list[str]:
+        """Workers of a queue that were seen lately."""
+        since = int(self._redis.now()) - WORKER_SEEN_S
+        return list(self._redis.do("zrangebyscore", _workers(queue), since, "+inf"))
+
+    def announce(self, serial: int, version: str) -> bool:
+        """Tell every worker, by its next lease or beat, that a version is in production; False if it was known."""
+        return bool(self._redis.run(_ANNOUNCE, (PROMOTED, REFUSED), serial, version))
+
+    def report_refusal(self, version: str, reason: str) -> None:
+        """A worker will not use a promoted version."""
+        self._redis.do("hset", REFUSED, version, reason)
+
+    def refusals(self) -> dict[str, str]:
+        """Versions that a worker has refused since the last promotion, and why."""
+        return dict(self._redis.do("hgetall", REFUSED))
+
+
+def _workers(queue: str) -> str:
+    return f"vdsr:workers:{queue}"

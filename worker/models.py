@@ -1,0 +1,163 @@
+"""Which weights does a job use, and how does a worker come to have them?
+
+A job pins a version when it is submitted, unless it follows production. Clients decide by `choose`, workers hold the
+networks in `Models`: a new one is loaded and tried while the old one serves, and a bad one is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdsr import checkpoint
+from vdsr.errors import CheckpointError
+from worker.errors import NotFound, StorageError, StorageUnavailable
+from worker.jobs import Job, Model
+from worker.registry import FOLLOW, PRODUCTION, SHIPPED, Alias, Registry
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from vdsr.upscale import Upscaler
+
+KEPT = 2
+"""Networks in memory: the one that serves, and the one before or after it."""
+
+log = logging.getLogger(__name__)
+
+
+def choose(name: str | None, settings: Settings) -> tuple[Model, bool]:
+    """The model of a new job, and whether the job follows production from there.
+
+    Args:
+        name: a version, an alias, "shipped", "follow", or None for what is in use: VDSR_WEIGHTS, else the registry's
+            production, else the weights that ship.
+
+    Raises:
+        NotFound: no such version.
+    """
+    if name == SHIPPED or (name is None and settings.weights):
+        identity = checkpoint.identify(checkpoint.SHIPPED if name else settings.weights or checkpoint.SHIPPED)
+        return Model(identity.version, identity.sha256), False
+    registry = Registry(settings)
+    if name in (None, FOLLOW):
+        alias = registry.alias(PRODUCTION)
+        if alias is not None:
+            return Model(alias.version, alias.sha256), name == FOLLOW
+        identity = checkpoint.identify()
+        return Model(identity.version, identity.sha256), name == FOLLOW
+    version = registry.version(name)
+    return Model(version.name, version.sha256), False
+
+
+class Models:
+    """The networks of one worker process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        make: Callable[[bytes | Path], Upscaler],
+        on_refused: Callable[[str, str], None] = lambda version, reason: None,
+    ) -> None:
+        """
+        Args:
+            make: loads a checkpoint on this worker's device.
+            on_refused: called with a promoted version that cannot be used, and why.
+        """
+        self.settings, self.make, self.on_refused = settings, make, on_refused
+        self._loaded: OrderedDict[str, Upscaler] = OrderedDict()
+        self._followed: Model | None = None
+        self._serial: int | None = None
+        self._lock = threading.RLock()  # a thread may load what comes next while the other asks for what is
+        self._thread: threading.Thread | None = None
+
+    def for_job(self, job: Job, serial: int) -> Upscaler:
+        """The network for a chunk of a job that starts now.
+
+        Args:
+            serial: of the last promotion that Redis knows of; 0 for none.
+
+        Raises:
+            CheckpointError: a pinned model that cannot be had, or is bad.
+            StorageUnavailable: the registry does not answer.
+        """
+        if not job.follow:
+            return self._get(job.model)
+        self._catch_up(serial)
+        return self._get(self._followed or job.model)
+
+    def notice(self, serial: int) -> None:
+        """Something was promoted: load it on a thread of its own, so that the next chunk need not wait."""
+        with self._lock:
+            busy = self._thread is not None and self._thread.is_alive()
+            if busy or self._serial is None or serial <= self._serial:  # None: this worker follows nothing yet
+                return
+            self._thread = threading.Thread(target=self._catch_up, args=(serial,), name="reload", daemon=True)
+            self._thread.start()
+
+    def _catch_up(self, serial: int) -> None:
+        """Take up the production model, if it may be another than the last one seen."""
+        with self._lock:
+            if self._serial is not None and serial <= self._serial:
+                return
+            try:
+                alias = Registry(self.settings).alias(PRODUCTION)
+                if alias is not None:
+                    self._take_up(alias)
+            except (StorageUnavailable, StorageError) as exc:
+                log.warning("cannot look for a new model, so the old one goes on: %s", exc)  # and look again next time
+                return
+            self._serial = max(serial, alias.serial if alias else 0)
+
+    def _take_up(self, alias: Alias) -> None:
+        started = time.monotonic()
+        model = Model(alias.version, alias.sha256)
+        try:
+            self._get(model)
+        except CheckpointError as exc:
+            log.error("model %s is refused, the old one goes on: %s", model.version, exc)
+            self.on_refused(model.version, str(exc))
+            return
+        if self._followed != model:
+            log.info("model %s is in use, after %.2f s", model.version, time.monotonic() - started)
+        self._followed = model
+
+    def _get(self, model: Model) -> Upscaler:
+        with self._lock:
+            upscaler = self._loaded.get(model.sha256)
+            if upscaler is None:
+                upscaler = self._load(model)
+                self._loaded[model.sha256] = upscaler
+            self._loaded.move_to_end(model.sha256)
+            while len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+            return upscaler
+
+    def _load(self, model: Model) -> Upscaler:
+        for path in filter(None, (self.settings.weights, checkpoint.SHIPPED)):
+            if checkpoint.identify(path).sha256 == model.sha256:
+                return self.make(path)
+        registry = Registry(self.settings)
+        try:
+            version = registry.version(model.version)
+        except NotFound as exc:
+            raise CheckpointError(
+                f"the job asks for model {model.version} ({model.sha256[:12]}), which is neither the one that ships "
+                f"here, nor VDSR_WEIGHTS, nor in the registry {registry.uri}; give clients and workers the same "
+                "VDSR_REGISTRY"
+            ) from exc
+        if version.sha256 != model.sha256:
+            raise CheckpointError(
+                f"version {model.version} in {registry.uri} is {version.sha256[:12]}, and the job asks for "
+                f"{model.sha256[:12]}; give clients and workers the same VDSR_REGISTRY"
+            )
+        from vdsr import smoke
+
+        upscaler = self.make(registry.weights(version))
+        smoke.check(upscaler, version.smoke)
+        return upscaler
+

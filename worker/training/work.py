@@ -1,0 +1,107 @@
+"""How is a run done? Read the images, train from where it stands, write the report: the same here and on a worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vdsr import checkpoint
+from vdsr.data import Dataset
+from vdsr.device import choose_device
+from vdsr.model import VDSR
+from vdsr.training.run import Progress, Result, train
+from vdsr.training.trainer import Trainer
+from worker.settings import Settings
+from worker.storage import Storage
+from worker.storage.local import LocalStorage
+from worker.training.dataset import read_dataset
+from worker.training.runs import Run
+from worker.uris import open_storage
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who wants to know how a run goes; what either raises stops it, with its state saved."""
+
+    on_image: Callable[[int, int], None] = lambda done, total: None
+    """Images read, and their total."""
+    on_progress: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    result: Result
+    data: Dataset
+    store: Storage
+
+
+def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
+    """Do what is left of a run.
+
+    Raises:
+        UsageError: too few images.
+        NonFinite, StateMismatch, DataChanged: see vdsr.training.run.
+    """
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    store = open_storage(run.folder, settings)
+    data = read_dataset(run.data, run.recipe.scales, run.held, settings, on_image=watch.on_image)
+    trainer = Trainer(run.recipe, _device(settings), compiled=run.compiled, start=_start(run, settings))
+    with _events(store) as events:
+        result = train(
+            trainer,
+            data,
+            store,
+            version=run.version,
+            command=run.command,
+            events=events,
+            on_progress=watch.on_progress,
+        )
+    return Trained(result, data, store)
+
+
+@contextmanager
+def together() -> Iterator[bool]:
+    """Join the other processes that torchrun has started, if it has; whether this one speaks for all."""
+    if not torch.distributed.is_torchelastic_launched():
+        yield True
+        return
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _device(settings: Settings) -> torch.device:
+    """The device of this process: under torchrun each takes a card of its own."""
+    device = choose_device(settings.device)
+    if torch.distributed.is_initialized() and device.type == "cuda":
+        device = torch.device("cuda", torch.distributed.get_node_local_rank())
+        torch.cuda.set_device(device)
+    return device
+
+
+def _start(run: Run, settings: Settings) -> VDSR | None:
+    if run.start is None:
+        return None
+    folder, _, name = run.start.rpartition("/")
+    model, _ = checkpoint.parse(open_storage(folder or "/", settings).read(name), run.start)
+    return model
+
+
+@contextmanager
+def _events(store: Storage) -> Iterator[Path]:
+    """A local folder for TensorBoard's file: the run's own where that is local."""
+    if isinstance(store, LocalStorage):
+        yield Path(store.uri) / "tensorboard"
+    else:
+        with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:
+            yield Path(folder)
