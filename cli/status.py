@@ -35,7 +35,7 @@ def command(job: str, watch: bool, failed: bool, as_json: bool) -> int:
     if watch:
         client.wait(job)
     summary = summarise(client.ledger.record(job))
-    workers = client.ledger.workers()
+    workers = client.workers()
     if as_json:
         print_json({**summary, "workers": len(workers)})
     else:

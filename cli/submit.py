@@ -30,7 +30,7 @@ def command(source: str, destination: str | None, wait: bool, as_json: bool, **o
     client = Client.connect(settings)
     client.submit(job)
     say(job_line(job))
-    if not client.ledger.workers():
+    if not client.workers():
         say("no worker seen in the last 30 s; the job waits until one starts ('vdsr worker', or 'vdsr dev')")
     if as_json:
         print_json({"id": job.id, "source": job.source, "destination": job.destination})

@@ -31,7 +31,8 @@ def tile() -> NDArray[np.float32]:
     waves = np.sin(40 * x * x) * np.cos(30 * y * y) / 4
     edge = np.where(x + y > 1, 0.25, 0.0)
     value = np.clip(0.25 + 0.25 * x + waves + edge, 0, 1)
-    return ((16 + 219 * value) / 255).astype(np.float32)
+    luminance: NDArray[np.float32] = ((16 + 219 * value) / 255).astype(np.float32)
+    return luminance
 
 
 def record(upscaler: Upscaler) -> str:

@@ -42,6 +42,7 @@ class Upscaler:
         device: str = "auto",
         precision: str = "auto",
         tile: int = TILE,
+        self_ensemble: bool = False,
     ) -> None:
         """
         Args:
@@ -49,6 +50,9 @@ class Upscaler:
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
             precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
             tile: pixels a side per pass of the network; smaller needs less memory. The result is the same.
+            self_ensemble: average the residuals of the picture's eight orientations (Timofte et al., 2016, "Seven
+                ways to improve example-based single image super resolution"): better by up to 0.1 dB, eight times
+                the work. May be changed at any time.
 
         Raises:
             CheckpointError: the weights cannot be used.
@@ -61,6 +65,7 @@ class Upscaler:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision)
         self.tile = tile
+        self.self_ensemble = self_ensemble
         if isinstance(weights, bytes):
             model, self.identity = checkpoint.parse(weights, "the checkpoint")
         else:
@@ -191,13 +196,32 @@ class Upscaler:
         return residual
 
     def _residual(self, x: Tensor) -> Tensor:
-        """(1, 1, h, w) float32 to the same: the twenty layers, as `vdsr.model.VDSR.residual`."""
+        """(1, 1, h, w) float32 to the same: once, or the mean over the eight orientations."""
+        import torch
+
+        if not self.self_ensemble:
+            return self._layers_of(x)
+        turned = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
+        residuals = [_turned_back(self._layers_of(_turned(x, *way)), *way) for way in turned]
+        return torch.stack(residuals).mean(0)
+
+    def _layers_of(self, x: Tensor) -> Tensor:
+        """The twenty layers, as `vdsr.model.VDSR.residual`."""
         import torch
 
         x = x.to(memory_format=torch.channels_last)
         for weight in self._layers[:-1]:
             x = torch.conv2d(x.to(weight.dtype), weight, padding=1).relu_()
         return torch.conv2d(x.to(self._layers[-1].dtype), self._layers[-1], padding=1)
+
+
+def _turned(x: Tensor, turns: int, mirrored: bool) -> Tensor:
+    x = x.rot90(turns, (2, 3))
+    return x.flip(3) if mirrored else x
+
+
+def _turned_back(x: Tensor, turns: int, mirrored: bool) -> Tensor:
+    return (x.flip(3) if mirrored else x).rot90(-turns, (2, 3))
 
 
 def _check(pixels: NDArray[Any], scale: float) -> None:

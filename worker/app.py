@@ -15,9 +15,12 @@ from worker.errors import BrokerUnreachable
 from worker.settings import Settings
 
 QUEUE = "upscale"
+TRAINING = "train"
+"""A queue of its own: a training takes hours, and a worker takes one task at a time."""
 PLAN = "vdsr.plan"
 UPSCALE = "vdsr.upscale"
 FINISH = "vdsr.finish"
+TRAIN = "vdsr.train"
 
 
 def make_app(settings: Settings) -> Celery:
@@ -40,7 +43,7 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # Redis may come later, or come back
         broker_transport_options={
-            "visibility_timeout": 3600,  # twice the longest chunk; the ledger's lease recovers far sooner
+            "visibility_timeout": 3600,  # twice the longest chunk; the lease recovers far sooner, and refuses repeats
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,  # 15 s to redelivery, not 98 (kombu#2558)
             "socket_timeout": 15,
@@ -76,8 +79,12 @@ class Queue:
         elif member:
             self.upscale(job_id, int(member))
 
-    def _send(self, name: str, *args: Any) -> None:
+    def train(self, run_id: str) -> None:
+        """Do what is left of a training run."""
+        self._send(TRAIN, run_id, queue=TRAINING)
+
+    def _send(self, name: str, *args: Any, queue: str = QUEUE) -> None:
         try:
-            self._app.send_task(name, args=args, queue=QUEUE)
+            self._app.send_task(name, args=args, queue=queue)
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

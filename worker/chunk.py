@@ -206,9 +206,11 @@ def _pipeline(runtime: Runtime, grant: Grant) -> Pipeline:
     settings: Settings = runtime.settings
     job = grant.job
     reference = job.options.reference
+    upscaler = runtime.models.for_job(job, grant.promoted)
+    upscaler.self_ensemble = job.options.self_ensemble
     return Pipeline(
         job,
-        runtime.models.for_job(job, grant.promoted),
+        upscaler,
         settings,
         source=open_storage(job.source, settings),
         target=open_storage(job.destination, settings),

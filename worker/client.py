@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from vdsr import checkpoint
-from worker.app import Queue
+from worker.app import QUEUE, Queue
 from worker.errors import BrokerUnreachable, NothingMatched, StorageError, StorageUnavailable, UsageError
+from worker.fleet import Fleet
 from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
-from worker.jobs import Image, Job, Model, Options, Outcome, State, new_job_id
+from worker.jobs import Image, Job, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger, Record
+from worker.models import choose
 from worker.names import output_key
 from worker.parts import Part, Parts, failed_rows
 from worker.plan import Listing
@@ -34,6 +35,7 @@ class Client:
 
     settings: Settings
     ledger: Ledger
+    fleet: Fleet
     queue: Queue
 
     @classmethod
@@ -43,9 +45,13 @@ class Client:
         Raises:
             BrokerUnreachable: it does not.
         """
-        client = cls(settings, Ledger(settings.redis_url), Queue(settings))
-        client.ledger.ping()
+        client = cls(settings, Ledger(settings.redis_url), Fleet(settings.redis_url), Queue(settings))
+        client.fleet.ping()
         return client
+
+    def workers(self) -> list[str]:
+        """Workers that take images, seen lately."""
+        return self.fleet.workers(QUEUE)
 
     def submit(self, job: Job) -> None:
         """Record a job at its destination and in the ledger, and have it planned."""
@@ -132,23 +138,29 @@ def _again(row: Outcome) -> Image:
     return Image(row.key, row.size_bytes, "", row.output, problem, again=row.code)
 
 
-def draft(source: str, destination: str | None, options: Options, settings: Settings) -> Job:
+def draft(
+    source: str, destination: str | None, options: Options, settings: Settings, *, model: str | None = None
+) -> Job:
     """The job that a user's words mean, checked against what lies at the source.
 
+    Args:
+        model: see worker.models.choose.
+
     Raises:
+        NotFound: no such model.
         UsageError: source and destination cannot be used together, or inputs want the same output.
         NothingMatched: there is no image.
     """
     place = resolve(source, settings)
     try:
-        return _draft(place, destination, options, settings)
+        return _draft(place, destination, options, settings, model)
     except (StorageError, StorageUnavailable) as exc:
         if place.scheme == "file" or source.startswith("s3://"):
             raise
         raise UsageError(f"{source!r} does not exist here, and was read as {place.uri}: {exc}") from exc
 
 
-def _draft(place: Place, destination: str | None, options: Options, settings: Settings) -> Job:
+def _draft(place: Place, destination: str | None, options: Options, settings: Settings, model: str | None) -> Job:
     single = _is_single(place, settings)
     origin = place.parent if single else place
     reference, reference_key = _reference(options.reference, single, settings)
@@ -168,14 +180,15 @@ def _draft(place: Place, destination: str | None, options: Options, settings: Se
                 f"{target.uri} lies inside the source and holds files that no job made: originals could be replaced; "
                 "give a destination beside the source, or an empty one"
             )
-    identity = checkpoint.identify(settings.weights or checkpoint.SHIPPED)
+    chosen, follow = choose(model, settings)
     job = Job(
         id=new_job_id(),
         source=origin.uri,
         destination=target.uri,
         options=options,
-        model=Model(identity.version, identity.sha256),
+        model=chosen,
         only=only,
+        follow=follow,
         created=time.time(),
     )
     _preview(job, place, settings)

@@ -20,7 +20,7 @@ from typing import Self, TextIO
 
 from worker.app import QUEUE
 from worker.errors import BrokerUnreachable, ProcessDied, UsageError
-from worker.ledger import Ledger
+from worker.fleet import Fleet
 from worker.settings import Settings
 
 SOCKET = "redis.sock"
@@ -230,7 +230,7 @@ def guarded(
 
 def _answers(url: str) -> bool:
     try:
-        Ledger(url).ping()
+        Fleet(url).ping()
     except (BrokerUnreachable, UsageError):  # refused, or still loading its append-only file
         return False
     return True

@@ -14,8 +14,8 @@ VdsrError
 │   ├── StorageFull         no space left, or over quota
 │   └── UnsafeKey           a name that would leave its root, or that the storage cannot hold
 ├── ProcessDied             the worker or Redis of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
-├── JobStopped              the job was cancelled or has failed: stop work on it
-└── LeaseLost               another worker owns this chunk now: stop work on it
+├── JobStopped              the job or run was cancelled or has failed: stop work on it
+└── LeaseLost               another worker owns this chunk or run now: stop work on it
 
 A StorageError or StorageUnavailable while an image is worked on becomes that image's outcome; its `code` is what
 results files and `vdsr status` call it.
@@ -91,8 +91,8 @@ class ProcessDied(VdsrError):
 
 
 class JobStopped(VdsrError):
-    """The job was cancelled or has failed meanwhile."""
+    """The job or run was cancelled or has failed meanwhile."""
 
 
 class LeaseLost(VdsrError):
-    """The lease on this chunk ran out and another worker may own it."""
+    """The lease on this chunk or run ran out and another worker may own it."""

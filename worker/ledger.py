@@ -84,8 +84,8 @@ return 1
 """
 
 # KEYS: job, open, lease, done, progress, promoted. ARGV: chunk, token, lease_s.
-# -> {verdict, spec, progress as a flat list, serial of the last promotion}; the verdict is 'granted', 'drain' (write down what is recorded, do no
-# more) or why not.
+# -> {verdict, spec, progress as a flat list, serial of the last promotion}; the verdict is 'granted', 'drain' (write
+# down what is recorded, do no more) or why not.
 _LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end

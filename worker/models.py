@@ -160,4 +160,3 @@ class Models:
         upscaler = self.make(registry.weights(version))
         smoke.check(upscaler, version.smoke)
         return upscaler
-

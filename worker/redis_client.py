@@ -1,4 +1,4 @@
-"""How is Redis spoken to? By commands and scripts that are repeated when it is away, with errors that say what to do."""
+"""How is Redis spoken to? By commands and scripts, repeated while it is away, with errors that say what to do."""
 
 from __future__ import annotations
 

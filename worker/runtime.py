@@ -11,9 +11,11 @@ from celery import current_app
 
 from worker.app import Queue
 from worker.errors import TransientError
+from worker.fleet import Fleet
 from worker.ledger import Ledger
 from worker.models import Models
 from worker.settings import Settings, load_settings
+from worker.training.ledger import RunLedger
 
 
 class Runtime:
@@ -22,6 +24,8 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.redis_url)
+        self.fleet = Fleet(settings.redis_url)
+        self.runs = RunLedger(settings.redis_url)
         self.queue = Queue(settings, current_app)
 
     @cached_property
@@ -41,7 +45,7 @@ class Runtime:
 
     def _tell_refusal(self, version: str, reason: str) -> None:
         with suppress(TransientError):  # it stands in the log all the same
-            self.ledger.report_refusal(version, f"{platform.node()}: {reason}")
+            self.fleet.report_refusal(version, f"{platform.node()}: {reason}")
 
 
 @lru_cache(maxsize=1)

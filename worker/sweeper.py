@@ -1,6 +1,7 @@
 """Who notices that work was lost? A thread in every worker; a lock in Redis has one of them at it at a time.
 
-It also reports that this worker is alive. It runs in Celery's parent process, which has no torch.
+It also reports that this worker is alive, and tells Redis what is in production should a promotion not have been able
+to. It runs in Celery's parent process, which has no torch.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
 
-from worker.app import QUEUE, Queue
+from vdsr.errors import VdsrError
+from worker.app import QUEUE, TRAINING, Queue
 from worker.errors import TransientError
+from worker.fleet import Fleet
 from worker.ledger import Ledger
+from worker.registry import PRODUCTION, Registry
 from worker.settings import Settings, load_settings
+from worker.training.ledger import RunLedger
 
 EVERY_S = 5.0
+PRODUCTION_EVERY = 6
+"""Rounds between two looks at the registry."""
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +31,25 @@ log = logging.getLogger(__name__)
 class Sweeper(threading.Thread):
     """Queues again what is overdue, every few seconds."""
 
-    def __init__(self, settings: Settings, name: str, queue: Queue) -> None:
+    def __init__(self, settings: Settings, name: str, queues: list[str], queue: Queue) -> None:
+        """
+        Args:
+            name: of the worker.
+            queues: whose messages it takes.
+        """
         super().__init__(name="sweeper", daemon=True)
-        self.worker = name
-        self.ledger = Ledger(settings.redis_url)
-        self.queue = queue
+        self.settings, self.worker, self.queues, self.queue = settings, name, queues, queue
+        self.ledger, self.runs = Ledger(settings.redis_url), RunLedger(settings.redis_url)
+        self.fleet = Fleet(settings.redis_url)
+        self._rounds = 0
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Until `stop`."""
         while True:
             try:
-                self.ledger.report_worker(self.worker)
-                if self.ledger.claim("sweeper", self.worker, 2 * EVERY_S):
+                self.fleet.report_worker(self.worker, self.queues)
+                if self.fleet.claim("sweeper", self.worker, 2 * EVERY_S):
                     self.sweep()
             except TransientError as exc:
                 log.warning("%s", exc)
@@ -46,20 +59,36 @@ class Sweeper(threading.Thread):
                 return
 
     def sweep(self) -> None:
-        """Once over every active job."""
-        empty = self.ledger.queue_length(QUEUE) == 0
+        """Once over every active job and run."""
+        empty = self.fleet.queue_length(QUEUE) == 0
         for job_id in self.ledger.active():
             for member in self.ledger.sweep(job_id, queue_empty=empty):
                 log.info("queueing %s of job %s again", member, job_id)
                 self.queue.member(job_id, member)
+        for run_id in self.runs.sweep(queue_empty=self.fleet.queue_length(TRAINING) == 0):
+            log.info("queueing training run %s again", run_id)
+            self.queue.train(run_id)
+        if self._rounds % PRODUCTION_EVERY == 0:
+            self._tell_production()
+        self._rounds += 1
 
     def stop(self) -> None:
         """Report this worker as gone, and end."""
         self._stopped.set()
         try:
-            self.ledger.forget_worker(self.worker)
+            self.fleet.forget_worker(self.worker, self.queues)
         except TransientError as exc:
             log.warning("%s", exc)
+
+    def _tell_production(self) -> None:
+        """Redis may have been away, or wiped, when something was promoted."""
+        try:
+            alias = Registry(self.settings).alias(PRODUCTION)
+        except VdsrError as exc:
+            log.warning("cannot look at the registry: %s", exc)
+            return
+        if alias is not None and self.fleet.announce(alias.serial, alias.version):
+            log.info("model %s is in production; the workers are told", alias.version)
 
 
 _sweepers: list[Sweeper] = []  # the one of this process, for the signals below
@@ -68,7 +97,8 @@ _sweepers: list[Sweeper] = []  # the one of this process, for the signals below
 @worker_ready.connect  # type: ignore[untyped-decorator]  # celery's signals are not typed
 def _start(sender: Any, **_: Any) -> None:
     settings = load_settings()
-    sweeper = Sweeper(settings, sender.hostname, Queue(settings, sender.app))
+    queues = list(sender.app.amqp.queues.consume_from)
+    sweeper = Sweeper(settings, sender.hostname, queues, Queue(settings, sender.app))
     _sweepers.append(sweeper)
     sweeper.start()
 

@@ -1,4 +1,4 @@
-"""Which messages does a worker take? Three, each with ids only; each may come twice, late, or in any order."""
+"""Which messages does a worker take? Four, each with ids only; each may come twice, late, or in any order."""
 
 from __future__ import annotations
 
@@ -42,3 +42,11 @@ def finish(job_id: str) -> None:
     """Write a job's last record and close it."""
     here = runtime()
     finish_job(here.ledger, job_id, here.settings)
+
+
+@shared_task(name=app.TRAIN)  # type: ignore[untyped-decorator]  # as above
+def train(run_id: str) -> None:
+    """Do what is left of a training run."""
+    from worker.training.task import do_training
+
+    do_training(runtime(), run_id)

@@ -47,7 +47,7 @@ def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytes
     second = guarded(worker_command(name="two@%h"), log=folder / "two.log", cwd=folder, env=environment)
     with first as one, second as two:
         service = Service(client, settings, [one, two])
-        service.wait_until(lambda: len(client.ledger.workers()) == 2)
+        service.wait_until(lambda: len(client.workers()) == 2)
         yield service
 
 

@@ -125,7 +125,7 @@ def test_three_thousand_objects_in_s3_are_all_done_by_two_workers(service: Servi
     assert len(keys) == len(set(keys)) == 3000
     rows = service.rows(summary["id"])
     assert set(rows) == set(keys)
-    assert len(service.client.ledger.workers()) == 2
+    assert len(service.client.workers()) == 2
 
 
 def test_one_object_of_a_bucket_is_done_beside_itself(service: Service, bucket: str) -> None:
