@@ -8,11 +8,18 @@ import click
 @click.command(name="cancel")
 @click.argument("job")
 def command(job: str) -> int:
-    """Stop JOB within the image in hand. Finished images stay."""
+    """Stop JOB within the image in hand, or a training run within a step. What is finished stays."""
     from cli.output import say
+    from cli.runs import is_run
     from worker.client import Client
+    from worker.jobs import State
     from worker.settings import load_settings
+    from worker.training.ledger import RunLedger
 
-    before = Client.connect(load_settings()).cancel(job)
-    say(f"job {job} had already ended: {before.value}" if before.ended else f"job {job} is cancelled")
+    settings = load_settings()
+    if is_run(job):
+        before = RunLedger(settings.redis_url).end(job, State.CANCELLED)
+    else:
+        before = Client.connect(settings).cancel(job)
+    say(f"{job} had already ended: {before.value}" if before.ended else f"{job} is cancelled")
     return 0

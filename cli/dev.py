@@ -9,15 +9,18 @@ import click
 
 
 @click.command(name="dev")
-def command() -> int:
+@click.option("--train", "training", is_flag=True, help="A training worker too, for 'vdsr train'.")
+def command(training: bool) -> int:
     """Keep a Redis and a worker running here until Ctrl-C.
 
     Other terminals of the same user find them by themselves: vdsr submit photos; vdsr status JOB. Jobs survive a
     restart: Redis keeps its append-only file in the state folder (VDSR_STATE_DIR).
     """
     import dataclasses
+    from contextlib import ExitStack
 
     from cli.output import say
+    from worker.app import QUEUE, TRAINING
     from worker.embedded import LocalRedis, LocalWorker
     from worker.settings import load_settings
 
@@ -28,11 +31,15 @@ def command() -> int:
         with LocalRedis(folder) as redis:
             say(f"Redis at {redis.url}")
             mine = dataclasses.replace(settings, redis_url=redis.url, grace_s=min(settings.grace_s, 3))
-            with LocalWorker(mine, folder, to_terminal=True) as worker:
-                say("worker starting; in another terminal: vdsr submit FOLDER    (Ctrl-C ends both)")
+            queues = [QUEUE, TRAINING] if training else [QUEUE]
+            with ExitStack() as stack:
+                workers = [
+                    stack.enter_context(LocalWorker(mine, folder, to_terminal=True, queue=queue)) for queue in queues
+                ]
+                say("worker starting; in another terminal: vdsr submit FOLDER    (Ctrl-C ends all)")
                 while True:
-                    redis.keep_up()
-                    worker.keep_up()
+                    for kept in (redis, *workers):
+                        kept.keep_up()
                     time.sleep(1)
     except KeyboardInterrupt:
         say("stopped; unfinished jobs go on at the next 'vdsr dev'")

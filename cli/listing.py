@@ -1,4 +1,4 @@
-"""`vdsr list`: the jobs that are known."""
+"""`vdsr list`: the jobs and training runs that are known."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from cli.options import as_json
 @click.command(name="list")
 @as_json
 def command(as_json: bool) -> int:
-    """List the jobs of the last 30 days, newest first."""
+    """List the jobs and training runs of the last 30 days, newest first."""
     from cli.output import aligned, print_json, printable
+    from cli.runs import run_facts
     from worker.client import Client
     from worker.settings import load_settings
     from worker.summary import summarise
+    from worker.training.ledger import RunLedger
 
-    client = Client.connect(load_settings())
+    settings = load_settings()
+    client, runs = Client.connect(settings), RunLedger(settings.redis_url)
     summaries = [summarise(client.ledger.record(job_id)) for job_id in client.ledger.job_ids()]
+    trainings = [run_facts(runs.record(run_id)) for run_id in runs.run_ids()]
     if as_json:
-        print_json(summaries)
-    elif summaries:
+        print_json(summaries + trainings)
+        return 0
+    if summaries:
         table: list[tuple[str, ...]] = [("job", "state", "images", "failed", "source")]
         for s in summaries:
             images = s["images"]
@@ -28,6 +33,12 @@ def command(as_json: bool) -> int:
             counts = (f"{ended:,}/{images['total']:,}", f"{images['failed']:,}")
             table.append((s["id"], s["state"], *counts, printable(s["source"])))
         click.echo(aligned(table))
-    else:
+    if trainings:
+        table = [("training run", "state", "steps", "version", "data")]
+        for t in trainings:
+            steps = f"{t['progress'].get('step', 0):,}/{t['recipe']['steps']:,}"
+            table.append((t["id"], t["state"], steps, printable(t["version"]), ", ".join(map(printable, t["data"]))))
+        click.echo(aligned(table))
+    if not (summaries or trainings):
         click.echo("no jobs yet; see 'vdsr submit --help'", err=True)
     return 0

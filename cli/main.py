@@ -36,7 +36,7 @@ COMMANDS = {
     "worker": "Start a worker on this node, for the Redis of VDSR_REDIS_URL.",
     "eval": "Print the paper's table for a folder of HR images.",
     "train": "Train a network on HR images, and publish it.",
-    "models": "Look at checkpoints, and import others' safely.",
+    "models": "Publish weights, and decide which are in production.",
     "doctor": "Say what works here, and what to do about what does not.",
 }
 MODULES = {"list": "listing", "eval": "evaluate"}  # names that would hide a builtin

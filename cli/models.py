@@ -1,38 +1,180 @@
-"""`vdsr models`: look at checkpoints, and import others' safely."""
+"""`vdsr models`: the registry of published weights, and checkpoints in files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import as_json
+
+if TYPE_CHECKING:
+    from worker.registry import Alias, Registry, Version
+    from worker.settings import Settings
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(name="models")
 def command() -> None:
-    """Look at checkpoints, and import others' safely."""
+    """Publish weights, decide which are in production, and look at checkpoints.
+
+    Published versions never change; the alias "production" says which one new jobs use. They lie in VDSR_REGISTRY.
+    """
+
+
+@command.command(name="list")
+@as_json
+def list_(as_json: bool) -> int:
+    """List the published versions, and which of them is in production."""
+    from cli.output import aligned, print_json, printable, say
+    from vdsr import checkpoint
+    from worker.registry import CANDIDATE, PRODUCTION, Registry
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    registry = Registry(settings)
+    versions, damaged = registry.versions()
+    aliases = {name: registry.alias(name) for name in (PRODUCTION, CANDIDATE)}
+    refusals = _refusals(settings)
+    shipped = checkpoint.identify()
+    if as_json:
+        print_json(
+            {
+                "registry": registry.uri,
+                "versions": [_facts(version) for version in versions],
+                "aliases": {name: alias and _alias_facts(alias) for name, alias in aliases.items()},
+                "shipped": {"version": shipped.version, "sha256": shipped.sha256},
+                "damaged": damaged,
+                "refused": refusals,
+            }
+        )
+        return 0
+    table: list[tuple[str, ...]] = [("version", "SHA-256", "published", "gain over bicubic", "alias")]
+    for version in versions:
+        names = [name for name, alias in aliases.items() if alias and alias.version == version.name]
+        table.append((printable(version.name), version.sha256[:12], version.created, _gains(version), ", ".join(names)))
+    in_use = "" if aliases[PRODUCTION] else "in use, as nothing is in production"
+    table.append((printable(shipped.version), shipped.sha256[:12], "ships with vdsr", "-", in_use))
+    click.echo(aligned(table))
+    say(f"registry: {printable(registry.uri)}")
+    for reason in damaged.values():
+        say(printable(reason))
+    for name, reason in refusals.items():
+        say(f"refused: {printable(name)} by {printable(reason)}")
+    return 0
 
 
 @command.command()
-@click.argument("path", type=FILE, required=False)
+@click.argument("name", required=False)
 @as_json
-def show(path: Path | None, as_json: bool) -> int:
-    """Show the card of a checkpoint: PATH, or the one in use."""
-    from cli.output import print_json
+def show(name: str | None, as_json: bool) -> int:
+    """Show the card of a version, an alias, or a file; without NAME, of the weights in use."""
+    from cli.output import print_json, printable
     from vdsr import checkpoint
+    from worker.registry import PRODUCTION, SHIPPED, Registry
     from worker.settings import load_settings
 
-    used = path or load_settings().weights or checkpoint.SHIPPED
-    identity, card = checkpoint.identify(used), checkpoint.read_card(used)
-    facts = {"path": str(used), "sha256": identity.sha256, **card}
+    settings = load_settings()
+    registry = Registry(settings)
+    if name is None and not settings.weights and registry.alias(PRODUCTION):
+        name = PRODUCTION
+    path = checkpoint.SHIPPED if name == SHIPPED else Path(name) if name else settings.weights or checkpoint.SHIPPED
+    if path.is_file():
+        facts: dict[str, Any] = {
+            "path": str(path),
+            "sha256": checkpoint.identify(path).sha256,
+            **checkpoint.read_card(path),
+        }
+    else:
+        facts = _facts(registry.version(name or PRODUCTION))
     if as_json:
         print_json(facts)
     else:
-        click.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
+        click.echo("\n".join(f"{key}: {printable(str(value))}" for key, value in facts.items()))
     return 0
+
+
+@command.command()
+@click.argument("path", type=FILE)
+@click.option("--version", "version_", help="Name of these weights  [default: the one in their header]")
+@click.option("--promote", "promoting", is_flag=True, help="Put them into production at once.")
+def publish(path: Path, version_: str | None, promoting: bool) -> int:
+    """Add the checkpoint in PATH to the registry, as candidate."""
+    from cli.output import say
+    from vdsr import checkpoint
+    from worker.registry import CANDIDATE, PRODUCTION, Registry
+    from worker.settings import load_settings
+    from worker.training.publish import publish as add
+
+    settings = load_settings()
+    registry = Registry(settings)
+    name = version_ or checkpoint.identify(path).version
+    version = add(registry, path.read_bytes(), name=name, metrics={})
+    say(f"{registry.uri}: version {version.name}, SHA-256 {version.sha256}")
+    alias = PRODUCTION if promoting else CANDIDATE
+    _point(settings, registry, version, alias)
+    return 0
+
+
+@command.command()
+@click.argument("name")
+def promote(name: str) -> int:
+    """Put a version into production: new jobs use it, running workers take it up within seconds."""
+    from worker.registry import PRODUCTION, Registry
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    registry = Registry(settings)
+    version = registry.version(name)
+    registry.weights(version)  # whole, or it is an error here and not on the workers
+    _point(settings, registry, version, PRODUCTION)
+    return 0
+
+
+@command.command()
+def rollback() -> int:
+    """Put the version before back into production."""
+    from worker.registry import Registry
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    _told(settings, Registry(settings).rollback())
+    return 0
+
+
+@command.command()
+@click.argument("name", required=False)
+@as_json
+def verify(name: str | None, as_json: bool) -> int:
+    """Load a version, or all, and compare checksums and what they make of a known tile; exit code 3 if any is bad."""
+    from cli.output import print_json, printable
+    from vdsr import smoke
+    from vdsr.errors import CheckpointError
+    from vdsr.upscale import Upscaler
+    from worker.errors import NothingMatched
+    from worker.registry import Registry
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    registry = Registry(settings)
+    names = [registry.version(name).name] if name else registry.names()
+    if not names:
+        raise NothingMatched(f"{registry.uri} has no versions; see 'vdsr models publish --help'")
+    found: dict[str, str | None] = {}
+    for each in names:
+        try:
+            version = registry.version(each)
+            smoke.check(Upscaler(registry.weights(version), device=settings.device), version.smoke)
+            found[each] = None
+        except CheckpointError as exc:
+            found[each] = str(exc)
+        if not as_json:
+            click.echo(f"{printable(each)}: {found[each] or 'good'}")
+    if as_json:
+        print_json(found)
+    return 3 if any(found.values()) else 0
 
 
 @command.command(name="import")
@@ -47,5 +189,68 @@ def import_(path: Path, output: Path, version_: str) -> int:
     model = checkpoint.import_state_dict(path)
     identity = checkpoint.save(model, output, version=version_, notes={"imported_from": path.name})
     say(f"{output}: version {identity.version}, SHA-256 {identity.sha256}")
-    say(f"use it with VDSR_WEIGHTS={output}, and look at 'vdsr eval DIR --weights {output}' first")
+    say(f"look at 'vdsr eval DIR --weights {output}'; 'vdsr models publish {output}' lets jobs use it")
     return 0
+
+
+def _point(settings: Settings, registry: Registry, version: Version, alias: str) -> None:
+    from cli.output import say
+    from worker.registry import PRODUCTION
+
+    over = registry.alias(alias)
+    if over is not None and over.sha256 == version.sha256:
+        say(f"{version.name} is {alias} already")
+        return
+    moved = registry.promote(version, over=over, alias=alias)
+    if alias == PRODUCTION:
+        _told(settings, moved)
+    else:
+        say(f"{version.name} is {alias}; 'vdsr models promote {version.name}' puts it into production")
+
+
+def _told(settings: Settings, alias: Alias) -> None:
+    from cli.output import say
+    from worker.errors import TransientError
+    from worker.fleet import Fleet
+
+    say(f"{alias.version} ({alias.sha256[:12]}) is in production")
+    try:
+        Fleet(settings.redis_url).announce(alias.serial, alias.version)
+    except TransientError as exc:
+        say(f"workers could not be told, and learn it within a minute of Redis' return: {exc}")
+
+
+def _refusals(settings: Settings) -> dict[str, str]:
+    from worker.errors import TransientError
+    from worker.fleet import Fleet
+
+    try:
+        return Fleet(settings.redis_url).refusals()
+    except TransientError:  # no Redis, no workers
+        return {}
+
+
+def _facts(version: Version) -> dict[str, Any]:
+    return {
+        "version": version.name,
+        "sha256": version.sha256,
+        "size_bytes": version.size_bytes,
+        "created": version.created,
+        "metrics": version.metrics,
+        "card": version.card,
+    }
+
+
+def _alias_facts(alias: Alias) -> dict[str, Any]:
+    return {
+        "version": alias.version,
+        "sha256": alias.sha256,
+        "changed": alias.changed,
+        "by": alias.by,
+        "history": list(alias.history),
+    }
+
+
+def _gains(version: Version) -> str:
+    figures = version.metrics.get("psnr_y", {})
+    return ", ".join(f"x{scale} {p['vdsr'] - p['bicubic']:+.2f}" for scale, p in figures.items()) or "-"

@@ -44,6 +44,11 @@ _JOB: list[Callable[[F], F]] = [
         "--self-ensemble", is_flag=True, help="Average eight orientations: slightly better, 8 times the work."
     ),
     click.option("--reference", metavar="URI", help="True pictures under the same keys, to score against."),
+    click.option(
+        "--model",
+        metavar="NAME",
+        help="A version, 'shipped', or 'follow' (what is in production as each chunk begins)  [default: production]",
+    ),
     click.option("--score/--no-score", default=True, show_default=True, help="Compute PSNR."),
 ]
 

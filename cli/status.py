@@ -1,4 +1,4 @@
-"""`vdsr status`: how a job stands."""
+"""`vdsr status`: how a job or training run stands."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from cli.options import as_json
 @click.option("--failed", is_flag=True, help="List the images that failed, with code and message.")
 @as_json
 def command(job: str, watch: bool, failed: bool, as_json: bool) -> int:
-    """Show how JOB stands: counts, speed, PSNR, failures by code."""
+    """Show how JOB, or a training run, stands: counts, speed, PSNR, failures by code."""
     import dataclasses
 
     from cli.output import print_json, printable, status_text
+    from cli.runs import follow_run, is_run, show_run
     from cli.wait import wait_for
     from worker.client import Client
+    from worker.errors import UsageError
     from worker.settings import load_settings
     from worker.summary import summarise
 
-    client = Client.connect(load_settings())
+    settings = load_settings()
+    if is_run(job):
+        if failed:
+            raise UsageError(f"{job} is a training run; --failed lists the images of a job")
+        return follow_run(settings, job, as_json=as_json) if watch else show_run(settings, job, as_json=as_json)
+    client = Client.connect(settings)
     if failed:
         rows = client.failed(job)
         if as_json:

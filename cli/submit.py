@@ -15,7 +15,7 @@ from cli.options import as_json, job_options, read_options
 @job_options
 @click.option("--wait", is_flag=True, help="Wait until the job has ended; the exit code is then its outcome.")
 @as_json
-def command(source: str, destination: str | None, wait: bool, as_json: bool, **options: Any) -> int:
+def command(source: str, destination: str | None, model: str | None, wait: bool, as_json: bool, **options: Any) -> int:
     """Queue a job for SOURCE and print its id.
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
@@ -26,7 +26,7 @@ def command(source: str, destination: str | None, wait: bool, as_json: bool, **o
     from worker.settings import load_settings
 
     settings = load_settings()
-    job = draft(source, destination, read_options(**options), settings)
+    job = draft(source, destination, read_options(**options), settings, model=model)
     client = Client.connect(settings)
     client.submit(job)
     say(job_line(job))

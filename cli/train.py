@@ -14,6 +14,7 @@ import click
 from cli.options import as_json
 
 if TYPE_CHECKING:
+    from vdsr.training.run import Progress
     from worker.settings import Settings
     from worker.training.runs import Run
 
@@ -64,13 +65,15 @@ def command(
 
     settings = load_settings()
     if attach:
-        return _follow(settings, attach, as_json=as_json)
+        from cli.runs import follow_run
+
+        return follow_run(settings, attach, as_json=as_json)
     run = _drafted(
         settings, data, recipe, changes, held, version_, start, folder, publish=publish, force=force, compiled=compiled
     )
     if local:
         return _train_here(run, settings, as_json=as_json)
-    raise NotImplementedError
+    return _submitted(run, settings, detach=detach, as_json=as_json)
 
 
 def _drafted(
@@ -110,12 +113,28 @@ def _drafted(
         version=version or run_id,
         command=shlex.join(["vdsr", *sys.argv[1:]]),
         folder=_folder(folder, run_id, settings),
-        start=start,
+        start=_start(start, settings),
         publish=publish,
         force=force,
         compiled=compiled,
         created=time.time(),
     )
+
+
+def _start(name: str | None, settings: Settings) -> str | None:
+    """The weights to begin with, as the URI of a file that every worker can read."""
+    from pathlib import Path
+
+    from vdsr import checkpoint
+    from worker.registry import SHIPPED, Registry
+
+    if name is None or name == SHIPPED:
+        return name
+    if Path(name).is_file():
+        checkpoint.identify(Path(name))
+        return str(Path(name).absolute())
+    registry = Registry(settings)
+    return registry.weights_uri(registry.version(name))
 
 
 def _folder(folder: str | None, run_id: str, settings: Settings) -> str:
@@ -127,36 +146,65 @@ def _folder(folder: str | None, run_id: str, settings: Settings) -> str:
     return resolve(folder, settings, beside=local).uri
 
 
-def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
-    from cli.output import live, print_json, say
-    from worker.training.work import Watch, do_run, together
+def _submitted(run: Run, settings: Settings, *, detach: bool, as_json: bool) -> int:
+    from cli.output import print_json, say
+    from cli.runs import follow_run
+    from worker.app import TRAINING
+    from worker.client import Client
+    from worker.training.ledger import RunLedger
 
-    with together() as leader, live(leader) as draw, _interruptible() as check:
-        if leader:
-            say(f"{run.folder}: {run.recipe.name}, {run.recipe.steps:,} steps")
-
-        def on_image(done: int, total: int) -> None:
-            check()
-            draw(f"reading images: {done:,} of {total:,}")
-
-        def on_progress(progress: Any) -> None:
-            check()
-            draw(run_line(_facts(progress)))
-
-        trained = do_run(run, settings, Watch(on_image, on_progress))
-    if not leader:
-        return 0
+    client = Client.connect(settings)
+    RunLedger(settings.redis_url).create(run)
+    client.queue.train(run.id)
+    say(f"{run.id}: {run.recipe.name}, {run.recipe.steps:,} steps; files: {run.folder}")
+    if not client.fleet.workers(TRAINING):
+        say("no training worker seen in the last 30 s; start 'vdsr worker --queue train', or 'vdsr dev --train'")
+    if not detach:
+        return follow_run(settings, run.id, as_json=as_json)
     if as_json:
-        print_json({"version": trained.result.identity.version, "sha256": trained.result.identity.sha256})
+        print_json({"id": run.id, "folder": run.folder})
+    else:
+        click.echo(run.id)
     return 0
 
 
-def _facts(progress: Any) -> dict[str, Any]:
-    return {}
+def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
+    from cli.output import live, print_json, say
+    from cli.runs import exit_code, result_text, run_line
+    from worker.fleet import Fleet
+    from worker.training import require_training
+    from worker.training.publish import conclude
+    from worker.training.task import facts
+    from worker.training.work import Watch, do_run, together
 
+    require_training()
+    with together() as leads, _interruptible() as check:
+        if leads:
+            say(f"{run.recipe.name}, {run.recipe.steps:,} steps; files: {run.folder}")
+        with live(leads) as draw:
 
-def run_line(facts: dict[str, Any]) -> str:
-    return str(facts)
+            def on_image(done: int, total: int) -> None:
+                check()
+                draw(run_line({"phase": "reading images", "done": done, "total": total}))
+
+            def on_progress(progress: Progress) -> None:
+                check()
+                draw(run_line({"phase": "training", **facts(progress)}))
+
+            try:
+                trained = do_run(run, settings, Watch(on_image, on_progress))
+            except KeyboardInterrupt:
+                if leads:
+                    say(f"stopped; the same command with --run {run.folder} goes on from here")
+                return 130
+        if not leads:
+            return 0
+        result = conclude(run, trained, settings, Fleet(settings.redis_url) if run.publish else None)
+    if as_json:
+        print_json(result)
+    else:
+        say(result_text(result))
+    return exit_code("completed", result)
 
 
 @contextmanager
@@ -179,7 +227,3 @@ def _interruptible() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _follow(settings: Settings, run_id: str, *, as_json: bool) -> int:
-    raise NotImplementedError

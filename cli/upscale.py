@@ -26,7 +26,7 @@ TABLE = 30
 @click.argument("destination", required=False)
 @job_options
 @as_json
-def command(source: str, destination: str | None, as_json: bool, **options: Any) -> int:
+def command(source: str, destination: str | None, model: str | None, as_json: bool, **options: Any) -> int:
     """Upscale SOURCE here and now.
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
@@ -36,7 +36,7 @@ def command(source: str, destination: str | None, as_json: bool, **options: Any)
     from worker.settings import load_settings
 
     settings = load_settings()
-    job = draft(source, destination, read_options(**options), settings)
+    job = draft(source, destination, read_options(**options), settings, model=model)
     say(job_line(job))
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
         return _run(job, settings, Path(folder), as_json)

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most; exit code 124 after that.")
 @as_json
 def command(job: str, timeout_s: float | None, as_json: bool) -> int:
-    """Wait until JOB has ended; the exit code is 0, 3 (some images failed) or 4 (failed or cancelled)."""
+    """Wait until JOB, or a training run, has ended; the exit code is 0, 3 (images failed) or 4 (failed, cancelled)."""
     from cli.output import print_json
+    from cli.runs import follow_run, is_run
     from worker.client import Client
     from worker.settings import load_settings
     from worker.summary import summarise
 
-    client = Client.connect(load_settings())
+    settings = load_settings()
+    if is_run(job):
+        return follow_run(settings, job, as_json=as_json, timeout_s=timeout_s)
+    client = Client.connect(settings)
     code = wait_for(client, job, timeout_s=timeout_s, quiet=as_json)
     if as_json:
         print_json(summarise(client.ledger.record(job)))

@@ -95,7 +95,7 @@ def parse(data: bytes, name: str, *, sha256: str | None = None) -> tuple[VDSR, I
 
 
 def to_bytes(model: VDSR, *, version: str, notes: dict[str, str] | None = None) -> bytes:
-    """A checkpoint of the weights in fp32, with its card."""
+    """A checkpoint of the weights in fp32, with its card; the same weights and notes give the same bytes."""
     from safetensors.torch import save as serialise
 
     card = dict(notes or {})
@@ -106,7 +106,7 @@ def to_bytes(model: VDSR, *, version: str, notes: dict[str, str] | None = None) 
         channels=str(model.config.channels),
     )
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return serialise(tensors, metadata=card)
+    return _in_order(serialise(tensors, metadata=card))
 
 
 def save(model: VDSR, path: Path, *, version: str, notes: dict[str, str] | None = None) -> Identity:
@@ -166,6 +166,18 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise CheckpointError(f"cannot read the checkpoint {path}: {exc.strerror}") from exc
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same checkpoint with its notes sorted: safetensors writes them in an order that changes from run to run."""
+    import json
+
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _metadata(data: bytes, name: str) -> dict[str, str]:

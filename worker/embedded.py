@@ -157,25 +157,28 @@ class LocalRedis(Kept):
 class LocalWorker(Kept):
     """A worker for a local Redis."""
 
-    def __init__(self, settings: Settings, folder: Path, *, to_terminal: bool = False) -> None:
+    def __init__(self, settings: Settings, folder: Path, *, to_terminal: bool = False, queue: str = QUEUE) -> None:
         """
         Args:
             settings: of the worker, with the local Redis' URL.
+            queue: whose messages it takes.
             folder: where it runs: Celery puts that first on the module path, so it must not be the user's.
             to_terminal: leave its log on the terminal, instead of worker.log in the folder.
         """
         super().__init__(
-            worker_command(name=f"vdsr-{os.getpid()}@%h"),
+            worker_command(name=f"vdsr-{queue}-{os.getpid()}@%h", queue=queue),
             folder=folder,
             log=None if to_terminal else folder / "worker.log",
             env=worker_environment(settings),
         )
 
 
-def worker_command(*, name: str = "vdsr@%h", concurrency: int = 1, level: str = "INFO") -> list[str]:
+def worker_command(
+    *, name: str = "vdsr@%h", concurrency: int = 1, level: str = "INFO", queue: str = QUEUE
+) -> list[str]:
     """The Celery worker as it is started everywhere; the other settings are the app's own."""
     celery = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
-    return [*celery, "-Q", QUEUE, "-n", name, "-c", str(concurrency), "--loglevel", level]
+    return [*celery, "-Q", queue, "-n", name, "-c", str(concurrency), "--loglevel", level]
 
 
 def worker_environment(settings: Settings) -> dict[str, str]:
@@ -185,6 +188,8 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     environment["VDSR_GRACE_S"] = str(settings.grace_s)
     if settings.weights:
         environment["VDSR_WEIGHTS"] = str(settings.weights)
+    environment["VDSR_REGISTRY"], environment["VDSR_RUNS"] = settings.registry, settings.runs
+    environment["VDSR_CACHE_DIR"] = str(settings.cache_dir)
     return environment
 
 

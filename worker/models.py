@@ -108,7 +108,7 @@ class Models:
                 alias = Registry(self.settings).alias(PRODUCTION)
                 if alias is not None:
                     self._take_up(alias)
-            except (StorageUnavailable, StorageError) as exc:
+            except (CheckpointError, StorageUnavailable, StorageError) as exc:
                 log.warning("cannot look for a new model, so the old one goes on: %s", exc)  # and look again next time
                 return
             self._serial = max(serial, alias.serial if alias else 0)

@@ -138,23 +138,31 @@ class Registry:
         if not NAME.fullmatch(name):
             raise NotFound(f"{name!r} names no version; see 'vdsr models list'")
         try:
-            raw = json.loads(self.storage.read(_version_key(name)))
+            return Version(**json.loads(self.storage.read(_version_key(name))))
         except ObjectNotFound as exc:
-            near = get_close_matches(name, [version.name for version in self.versions()], n=1)
+            near = get_close_matches(name, self.names(), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see 'vdsr models list'"
             raise NotFound(f"{self.uri} has no version {name!r}; {hint}") from exc
-        except ValueError as exc:
+        except (ValueError, TypeError) as exc:
             raise CheckpointError(f"the record of version {name!r} in {self.uri} is damaged: {exc}") from exc
-        return Version(**raw)
 
-    def versions(self) -> list[Version]:
-        """All versions, oldest first."""
+    def versions(self) -> tuple[list[Version], dict[str, str]]:
+        """All versions, oldest first; and of those whose record is damaged, why."""
+        good, bad = [], {}
+        for name in self.names():
+            try:
+                good.append(self.version(name))
+            except CheckpointError as exc:
+                bad[name] = str(exc)
+        return sorted(good, key=lambda version: (version.created, version.name)), bad
+
+    def names(self) -> list[str]:
+        """Of all versions, by name."""
         try:
             keys = [entry.key for entry in self.storage.entries()]
         except ObjectNotFound:  # nothing was ever published
             return []
-        names = [key.split("/")[1] for key in keys if re.fullmatch(r"versions/[^/]+/version\.json", key)]
-        return sorted((self.version(name) for name in names), key=lambda version: (version.created, version.name))
+        return sorted(key.split("/")[1] for key in keys if re.fullmatch(r"versions/[^/]+/version\.json", key))
 
     def weights(self, version: Version) -> bytes:
         """A version's checkpoint, its digest verified.
@@ -174,14 +182,27 @@ class Registry:
             )
         return data
 
+    def weights_uri(self, version: Version) -> str:
+        """Where a version's checkpoint lies."""
+        return f"{self.uri.rstrip('/')}/{_weights_key(version.name)}"
+
     def alias(self, name: str) -> Alias | None:
-        """Where an alias points; None if it was never set."""
+        """Where an alias points; None if it was never set.
+
+        Raises:
+            CheckpointError: its record is damaged.
+        """
         try:
             data, tag = self.storage.read_tagged(_alias_key(name))
         except ObjectNotFound:
             return None
-        raw = json.loads(data)
-        return Alias(**{**raw, "history": tuple(raw["history"]), "tag": tag})
+        try:
+            raw = json.loads(data)
+            return Alias(**{**raw, "history": tuple(raw["history"]), "tag": tag})
+        except (ValueError, TypeError, KeyError) as exc:
+            raise CheckpointError(
+                f"the alias {name} in {self.uri} is damaged ({exc}); delete {_alias_key(name)} and promote again"
+            ) from exc
 
     def promote(self, version: Version, *, over: Alias | None, alias: str = PRODUCTION) -> Alias:
         """Point an alias to a version.

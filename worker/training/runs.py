@@ -32,7 +32,7 @@ class Run:
     folder: str
     """URI of the run's files."""
     start: str | None = None
-    """URI of a checkpoint to begin with; None begins with random weights."""
+    """URI of a checkpoint to begin with, or "shipped"; None begins with random weights."""
     publish: bool = False
     force: bool = False
     """Promote whatever validation says."""

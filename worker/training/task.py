@@ -18,6 +18,7 @@ from vdsr.training.run import Progress
 from worker.errors import JobStopped, LeaseLost, TransientError
 from worker.jobs import State
 from worker.runtime import Runtime
+from worker.training import require_training
 from worker.training.ledger import RunLedger
 from worker.training.publish import conclude
 from worker.training.runs import Run
@@ -39,6 +40,7 @@ def do_training(runtime: Runtime, run_id: str) -> None:
         return
     run, leases = taken
     try:
+        require_training()
         _refuse_fruitless(leases)
         with lease.kept():
             trained = do_run(run, runtime.settings, Watch(lease.on_image, lease.on_progress))
@@ -103,7 +105,7 @@ class RunLease:
 
     def tell(self, **told: Any) -> None:
         """How the run stands; raises what the renewing thread has learnt: JobStopped or LeaseLost."""
-        self._facts = told
+        self._facts = {**self._facts, **told}
         if self._verdict is not None:
             raise self._verdict
 

@@ -17,6 +17,7 @@ from vdsr.device import choose_device
 from vdsr.model import VDSR
 from vdsr.training.run import Progress, Result, train
 from vdsr.training.trainer import Trainer
+from worker.registry import SHIPPED
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.storage.local import LocalStorage
@@ -92,6 +93,8 @@ def _device(settings: Settings) -> torch.device:
 def _start(run: Run, settings: Settings) -> VDSR | None:
     if run.start is None:
         return None
+    if run.start == SHIPPED:
+        return checkpoint.load()[0]
     folder, _, name = run.start.rpartition("/")
     model, _ = checkpoint.parse(open_storage(folder or "/", settings).read(name), run.start)
     return model
