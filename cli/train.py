@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(
     name="train",
-    epilog="Several GPUs: torchrun --nproc-per-node 4 --no-python vdsr train --local --run FOLDER --data photos",
+    epilog="Several GPUs: torchrun --nproc-per-node 4 --no-python -- vdsr train --local --run FOLDER --data photos",
 )
 @click.option("--data", multiple=True, metavar="URI", help="Folder or s3:// prefix of HR images; repeatable.")
 @click.option("--recipe", default="best", show_default=True, help="best, paper, or a TOML file.")

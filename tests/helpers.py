@@ -31,11 +31,21 @@ class Service:
     client: Client
     settings: Settings
     workers: list[subprocess.Popen[bytes]]
+    folder: Path
+    """Where the workers run and log."""
+    environment: dict[str, str]
 
-    def submit(self, source: str | Path, destination: str | Path | None = None, **options: object) -> str:
+    def submit(
+        self,
+        source: str | Path,
+        destination: str | Path | None = None,
+        *,
+        model: str | None = None,
+        **options: object,
+    ) -> str:
         """Queue a job; its id."""
         target = None if destination is None else str(destination)
-        job = draft(str(source), target, Options(**options), self.settings)
+        job = draft(str(source), target, Options(**options), self.settings, model=model)
         self.client.submit(job)
         return job.id
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vdsr.color import gray_to_y, rgb_to_ycbcr
-from vdsr.errors import ImageUnreadable
+from vdsr.errors import ImageUnreadable, TooLittleData
 from vdsr.resize import bicubic
 
 T = TypeVar("T")
@@ -122,11 +122,13 @@ class Patches:
         """Pictures smaller than a patch are left out.
 
         Raises:
-            ValueError: no picture is as large as a patch.
+            TooLittleData: no picture is as large as a patch.
         """
         self.pictures = [p for p in pictures if min(p.hr.shape) >= patch]
         if not self.pictures:
-            raise ValueError(f"none of {len(pictures)} pictures has {patch} x {patch} pixels")
+            raise TooLittleData(
+                f"none of {len(pictures)} pictures has {patch} x {patch} pixels; give larger ones, or a smaller patch"
+            )
         self.patch, self.batch, self.seed = patch, batch, seed
         positions = np.array([(p.hr.shape[0] - patch + 1) * (p.hr.shape[1] - patch + 1) for p in self.pictures])
         self.weights = positions / positions.sum()  # every position of every picture is equally likely
@@ -154,10 +156,10 @@ def split(items: Sequence[T], held: int) -> tuple[list[T], list[T]]:
     """What to train on, and `held` items kept aside: spread evenly, so that each folder gives its share.
 
     Raises:
-        ValueError: there are no more items than are to be kept aside.
+        TooLittleData: there are no more items than are to be kept aside.
     """
     if len(items) <= held:
-        raise ValueError(f"{len(items)} images found; training needs more than the {held} kept for validation")
+        raise TooLittleData(f"{len(items)} images found; training needs more than the {held} kept for validation")
     chosen = {(2 * i + 1) * len(items) // (2 * held) for i in range(held)}
     return [item for i, item in enumerate(items) if i not in chosen], [items[i] for i in sorted(chosen)]
 

@@ -8,6 +8,7 @@ VdsrError
 │   ├── ImageTooLarge       more pixels than the limit, before or after upscaling
 │   ├── ImageUnsupported    a kind of picture that would be harmed (CMYK, 16-bit colour, ...)
 │   └── FormatLimit         the output format cannot hold a picture of that size
+├── TooLittleData           too few training images, or too small ones; also a ValueError
 ├── CheckpointError         weights that are missing, damaged, foreign or of another network
 └── Interrupted             the caller asked a long computation to stop
 
@@ -91,6 +92,10 @@ class FormatLimit(ImageError):
 
 class CheckpointError(VdsrError):
     """The weights cannot be used; the message says which file, what is wrong, and what to do."""
+
+
+class TooLittleData(VdsrError, ValueError):
+    """There is not enough to train on."""
 
 
 class Interrupted(VdsrError):

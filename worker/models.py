@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,27 +105,38 @@ class Models:
         with self._lock:
             if self._serial is not None and serial <= self._serial:
                 return
+            registry = Registry(self.settings)
             try:
-                alias = Registry(self.settings).alias(PRODUCTION)
-                if alias is not None:
-                    self._take_up(alias)
+                alias = registry.alias(PRODUCTION)
+                if alias is not None and not self._take_up(Model(alias.version, alias.sha256)):
+                    self._fall_back(registry, alias)
             except (CheckpointError, StorageUnavailable, StorageError) as exc:
                 log.warning("cannot look for a new model, so the old one goes on: %s", exc)  # and look again next time
                 return
             self._serial = max(serial, alias.serial if alias else 0)
 
-    def _take_up(self, alias: Alias) -> None:
+    def _take_up(self, model: Model) -> bool:
+        """Follow a promoted model from now on, if it can be used."""
         started = time.monotonic()
-        model = Model(alias.version, alias.sha256)
         try:
             self._get(model)
         except CheckpointError as exc:
             log.error("model %s is refused, the old one goes on: %s", model.version, exc)
             self.on_refused(model.version, str(exc))
-            return
+            return False
         if self._followed != model:
             log.info("model %s is in use, after %.2f s", model.version, time.monotonic() - started)
         self._followed = model
+        return True
+
+    def _fall_back(self, registry: Registry, alias: Alias) -> None:
+        """A process that has just started has no old model: the last good one before the bad one."""
+        for name in reversed(alias.history):
+            if self._followed is not None:
+                return
+            with suppress(NotFound):
+                version = registry.version(name)
+                self._take_up(Model(version.name, version.sha256))
 
     def _get(self, model: Model) -> Upscaler:
         with self._lock:

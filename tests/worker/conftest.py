@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 import servers
 from helpers import Service, make_photos
 
+from worker.app import TRAINING
 from worker.client import Client
 from worker.embedded import LocalRedis, guarded, worker_command, worker_environment
 from worker.settings import load_settings
@@ -36,6 +38,9 @@ def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytes
         "VDSR_LEASE_S": "6",
         "VDSR_CHUNK_IMAGES": "25",
         "VDSR_MAX_PIXELS": "1000000",
+        "VDSR_REGISTRY": str(folder / "models"),
+        "VDSR_RUNS": str(folder / "runs"),
+        "VDSR_CACHE_DIR": str(folder / "cache"),
         "AWS_ACCESS_KEY_ID": s3_server.access_key,
         "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -46,9 +51,20 @@ def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytes
     first = guarded(worker_command(name="one@%h"), log=folder / "one.log", cwd=folder, env=environment)
     second = guarded(worker_command(name="two@%h"), log=folder / "two.log", cwd=folder, env=environment)
     with first as one, second as two:
-        service = Service(client, settings, [one, two])
+        service = Service(client, settings, [one, two], folder, environment)
         service.wait_until(lambda: len(client.workers()) == 2)
         yield service
+
+
+@pytest.fixture(scope="session")
+def training(service: Service) -> Iterator[Service]:
+    """The same, with a worker that trains."""
+    folder, environment = service.folder, service.environment
+    command = worker_command(name="trainer@%h", queue=TRAINING)
+    with guarded(command, log=folder / "trainer.log", cwd=folder, env=environment) as worker:
+        trainer = dataclasses.replace(service, workers=[worker])
+        service.wait_until(lambda: len(service.client.fleet.workers(TRAINING)) == 1)
+        yield trainer
 
 
 @pytest.fixture

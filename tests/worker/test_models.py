@@ -140,6 +140,18 @@ def test_a_bad_promotion_is_refused_and_the_old_model_goes_on(
     assert models.for_job(following, promote(registry, better)).identity.version == "better"
 
 
+def test_a_worker_that_starts_under_a_bad_promotion_takes_the_last_good_one(
+    models: Models, registry: Registry, refused: dict[str, str]
+) -> None:
+    good, bad = published(registry, "good"), published(registry, "bad", 2)
+    promote(registry, good)
+    serial = promote(registry, bad)
+    Path(registry.uri, "versions/bad/weights.safetensors").unlink()
+
+    assert models.for_job(job(bad, follow=True), serial).identity.version == "good"
+    assert list(refused) == ["bad"]
+
+
 def test_an_alias_that_cannot_be_read_is_looked_at_again(models: Models, registry: Registry) -> None:
     one, two = published(registry, "v1"), published(registry, "v2", 2)
     following = job(one, follow=True)

@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,11 @@ CROP = 96
 """Side in pixels of a sample: small enough to be shown three times its size beside two others."""
 PAPER = {2: (33.66, 37.53), 3: (30.39, 33.66), 4: (28.42, 31.35)}
 """Mean PSNR-Y on Set5 of bicubic and of VDSR, as Kim, Lee and Lee (CVPR 2016) print them."""
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-"""Okabe and Ito's, told apart by colour-blind readers, on white and on black."""
-MARKERS = "os^Dv<>"
 INK = "#123456"
 """Stands for the page's own text colour until the SVG is written: CSS chooses it, light or dark."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", INK, "#f0e442")
+"""Okabe and Ito's, told apart by colour-blind readers. Their first blue is too dark for black: CSS takes the other."""
+MARKERS = "os^Dv<>"
 LOOK = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
@@ -66,9 +66,10 @@ LOOK = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+DATA_WORDS = {"digest": "digest of all images and their split", "validation": "digest of validation images"}
 LOSSES = {
-    "l1": "mean absolute error in 8-bit code values",
-    "l2": "half the squared error of a patch, of values in [0, 1]",
+    "l1": "Mean absolute error in 8-bit code values.",
+    "l2": "Half the squared error summed over a patch, of values in [0, 1].",
 }
 
 
@@ -96,8 +97,9 @@ class Validation:
 
 @dataclass(frozen=True)
 class Plot:
-    """A curve, its title and what has to be said about it."""
+    """A drawing, its title and what has to be said about it."""
 
+    name: str
     title: str
     svg: str
     note: str
@@ -127,9 +129,7 @@ class Sample:
     panes: list[Pane]
 
 
-def write_report(
-    record: dict[str, Any], rows: list[dict[str, Any]], model: VDSR, pictures: Sequence[Picture]
-) -> str:
+def write_report(record: dict[str, Any], rows: list[dict[str, Any]], model: VDSR, pictures: Sequence[Picture]) -> str:
     """The page about a run, finished or not, as HTML.
 
     Costs one validation and three small crops a scale.
@@ -152,15 +152,19 @@ def write_report(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"db": _db, "gain": _gain, "duration": _duration, "value": _value}
+    sessions = record["sessions"]
+    # A state may be ahead of the last row: a run that was resumed had come as far as that.
+    step: int = max(0, *(row["step"] for row in rows[-1:]), *(session["from_step"] for session in sessions[-1:]))
     validations = _validations(rows)
-    resumes = _resumes(record["sessions"])
+    resumes = _resumes(sessions)
     with matplotlib.style.context(["default", LOOK]):  # whatever matplotlibrc this machine has
-        plots = _plots(record["recipe"], rows, validations, resumes)
+        plots = _plots(record["recipe"], rows, validations, resumes, step)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
-        step=max([row["step"] for row in rows[-1:]] + [s["from_step"] for s in record["sessions"][-1:]], default=0),
+        data_words=DATA_WORDS,
+        step=step,
         seconds=rows[-1]["seconds"] if rows else None,
-        devices=list(dict.fromkeys(session["device"] for session in record["sessions"])),
+        devices=list(dict.fromkeys(session["device"] for session in sessions)),
         last=validations[-1] if validations else None,
         plots=plots,
         resumes=resumes,
@@ -189,37 +193,45 @@ def _resumes(sessions: list[dict[str, Any]]) -> list[int]:
 
 
 def _plots(
-    recipe: dict[str, Any], rows: list[dict[str, Any]], validations: list[Validation], resumes: list[int]
+    recipe: dict[str, Any],
+    rows: list[dict[str, Any]],
+    validations: list[Validation],
+    resumes: list[int],
+    last: int,
 ) -> list[Plot]:
+    """Every curve that there are rows for, against the steps up to the last."""
     if not rows:
         return []
-    last = rows[-1]["step"]
-
-    def plot(name: str, title: str, draw: Callable[[Axes], str]) -> Plot:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
-        figure = Figure()
-        axes = figure.add_subplot()
-        axes.set_xlim(0, max(last, 1))
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        note = draw(axes)
-        for step in resumes:
-            axes.axvline(step, color=INK, alpha=0.5, linewidth=0.8, linestyle=":", gid=f"resumed-{step}")
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        return Plot(title, _inline(buffer.getvalue(), name), note)
-
-    plots = [plot("loss", "Loss", lambda axes: _draw_loss(axes, rows, recipe))]
+    drawn: list[tuple[str, str, Callable[[Axes], str]]] = [
+        ("loss", "Loss", lambda axes: _draw_loss(axes, rows, recipe)),
+        ("rate", "Learning rate", lambda axes: _draw_rate(axes, rows)),
+    ]
     if validations:
-        plots.append(plot("psnr", "PSNR-Y on the validation images", lambda axes: _draw_psnr(axes, validations)))
-        plots.append(plot("gain", "Gain over bicubic", lambda axes: _draw_gain(axes, validations)))
-    plots.append(plot("rate", "Learning rate", lambda axes: _draw_rate(axes, rows)))
-    return plots
+        drawn[1:1] = [
+            ("psnr", "PSNR-Y", lambda axes: _draw_psnr(axes, validations)),
+            ("gain", "Gain over bicubic", lambda axes: _draw_gain(axes, validations)),
+        ]
+    return [_plot(name, title, draw, last, resumes) for name, title, draw in drawn]
+
+
+def _plot(name: str, title: str, draw: Callable[[Axes], str], last: int, resumes: list[int]) -> Plot:
+    """Against the steps up to the last; `draw` draws the curves and returns the note."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1.02 * max(last, 1))
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    note = draw(axes)
+    for step in resumes:
+        axes.axvline(step, color=INK, alpha=0.6, linewidth=0.8, linestyle=":", gid=f"resumed-{step}")
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return Plot(name, title, _inline(file.getvalue(), name), note)
 
 
 def _draw_loss(axes: Axes, rows: list[dict[str, Any]], recipe: dict[str, Any]) -> str:
@@ -230,7 +242,7 @@ def _draw_loss(axes: Axes, rows: list[dict[str, Any]], recipe: dict[str, Any]) -
     mean /= np.convolve(np.ones(len(rows)), weights)[span // 2 :][: len(rows)]
     marker = "o" if len(rows) == 1 else ""
     smooth = span > 1
-    axes.plot(steps, losses, color=COLORS[0], alpha=0.35 if smooth else 1, linewidth=0.8, marker=marker)
+    axes.plot(steps, losses, color=COLORS[0], alpha=0.5 if smooth else 1, linewidth=0.8, marker=marker)
     if smooth:
         axes.plot(steps, mean, color=COLORS[0])
     # The first steps would press all that follows into a line.
@@ -238,20 +250,21 @@ def _draw_loss(axes: Axes, rows: list[dict[str, Any]], recipe: dict[str, Any]) -
     low, high = np.percentile(settled if len(settled) else losses, (0, 99))
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 1
     axes.set_ylim(low - margin, high + margin)
-    axes.set_ylabel(LOSSES[recipe["loss"]].partition(",")[0])
-    note = f"{LOSSES[recipe['loss']].capitalize()}."
+    axes.set_ylabel("loss")
+    note = LOSSES[recipe["loss"]]
     if smooth:
         note += f" Faint: as logged; strong: the mean of {span} rows."
     if above := int((losses > high + margin).sum()):
-        note += f" {above} of {len(rows)} rows lie above the frame, up to {losses.max():g}."
+        note += f" Above the frame: {above} of {len(rows)} rows, up to {losses.max():g}."
     return note
 
 
 def _draw_psnr(axes: Axes, validations: list[Validation]) -> str:
-    for color, scale, _ in _draw_scales(axes, validations, lambda score: score.network):
+    for color, scale in _draw_scales(axes, validations, lambda score: score.network):
         level = validations[-1].scores[scale].bicubic
         if math.isfinite(level):
             axes.axhline(level, color=color, linestyle="--", linewidth=1)
+    axes.autoscale_view(scalex=False)  # a level within the margin would else lie on the axis
     axes.set_ylabel("PSNR-Y, dB")
     _legend(axes, "bicubic")
     return "Solid: the network; dashed: bicubic interpolation of the same images."
@@ -259,11 +272,12 @@ def _draw_psnr(axes: Axes, validations: list[Validation]) -> str:
 
 def _draw_gain(axes: Axes, validations: list[Validation]) -> str:
     printed = []
-    for color, scale, _ in _draw_scales(axes, validations, lambda score: score.gain):
+    for color, scale in _draw_scales(axes, validations, lambda score: score.gain):
         if scale in PAPER:
             gain = Score(scale, *PAPER[scale]).gain
             axes.axhline(gain, color=color, linestyle="--", linewidth=1)
             printed.append(f"{_gain(gain)} dB at ×{scale}")
+    axes.autoscale_view(scalex=False)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.set_ylabel("gain, dB")
     _legend(axes, "paper, on Set5" if printed else None)
@@ -283,17 +297,16 @@ def _draw_rate(axes: Axes, rows: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _draw_scales(
-    axes: Axes, validations: list[Validation], figure: Callable[[Score], float]
-) -> Iterable[tuple[str, int, NDArray[np.float64]]]:
-    """A line for each scale; its colour, scale and values."""
+def _draw_scales(axes: Axes, validations: list[Validation], figure: Callable[[Score], float]) -> list[tuple[str, int]]:
+    """A line for each scale; their colours and scales."""
     steps = [validation.step for validation in validations]
     sparse = max(1, len(steps) // 10)
-    for color, marker, scale in zip(COLORS, MARKERS, sorted(validations[-1].scores), strict=False):
+    scales = sorted(validations[-1].scores)
+    for color, marker, scale in zip(COLORS, MARKERS, scales, strict=False):
         values = np.array([figure(v.scores[scale]) if scale in v.scores else math.nan for v in validations])
         values[~np.isfinite(values)] = math.nan  # of flat pictures, where bicubic is perfect
         axes.plot(steps, values, color=color, marker=marker, markevery=sparse, label=f"×{scale}")
-        yield color, scale, values
+    return list(zip(COLORS, scales, strict=False))
 
 
 def _legend(axes: Axes, dashed: str | None) -> None:
@@ -319,7 +332,11 @@ def _inline(svg: str, name: str) -> str:
     """A file of SVG as a part of a page, with ids that no other part has."""
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :]).replace("xlink:href", "href")
     svg = re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}"', 1).replace(INK, "currentColor")
+    return (
+        svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}"', 1)
+        .replace(INK, "currentColor")
+        .replace(COLORS[0], "var(--blue)")
+    )
 
 
 # Samples
@@ -342,20 +359,20 @@ def _chosen(gains: list[float]) -> list[tuple[str, int]]:
     """Ranks and indices, the least gain first; none twice where there are fewer than three."""
     order = sorted(range(len(gains)), key=gains.__getitem__)
     if len(order) == 1:
-        return [("Only image", 0)]
-    ranks: dict[int, str] = {}
-    for rank, i in (("Least gain", order[0]), ("Largest gain", order[-1]), ("Median gain", order[(len(order) - 1) // 2])):
-        ranks.setdefault(i, rank)
+        return [("only", 0)]
+    ranks = {order[(len(order) - 1) // 2]: "median"} | {order[0]: "worst", order[-1]: "best"}
     return [(ranks[i], i) for i in order if i in ranks]
 
 
 def _panes(model: VDSR, picture: Picture, scale: int) -> list[Pane]:
     crop = _most_lost(picture, scale)
-    truth = (picture.hr[crop] / FULL).astype(np.float32)
-    panes = [("bicubic", (picture.bicubic[scale][crop] / FULL).astype(np.float32)), ("network", _restored(model, picture, scale, crop))]
+    truth = _fractions(picture.hr[crop])
+    restored = {"bicubic": _fractions(picture.bicubic[scale][crop]), "network": _restored(model, picture, scale, crop)}
+    height, width = truth.shape
     return [
-        Pane(name, _png(y), *_size(y), psnr_y(code_values(y), code_values(truth), shave=0)) for name, y in panes
-    ] + [Pane("truth", _png(truth), *_size(truth), None)]
+        Pane(name, _png(y), width, height, psnr_y(code_values(y), code_values(truth), shave=0))
+        for name, y in restored.items()
+    ] + [Pane("truth", _png(truth), width, height, None)]
 
 
 def _most_lost(picture: Picture, scale: int) -> tuple[slice, slice]:
@@ -378,7 +395,7 @@ def _restored(model: VDSR, picture: Picture, scale: int, crop: tuple[slice, slic
     halo = model.config.halo
     read = tuple(slice(max(0, part.start - halo), part.stop + halo) for part in crop)
     kept = tuple(slice(part.start - r.start, part.stop - r.start) for part, r in zip(crop, read, strict=True))
-    low = picture.bicubic[scale][read].astype(np.float32) / FULL
+    low = _fractions(picture.bicubic[scale][read])
     y = torch.from_numpy(low)[None, None].to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
         residual = model.residual(y).float()
@@ -393,9 +410,9 @@ def _png(y: NDArray[np.float32]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _size(y: NDArray[np.float32]) -> tuple[int, int]:
-    """Width and height."""
-    return y.shape[1], y.shape[0]
+def _fractions(plane: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """In [0, 1]."""
+    return plane.astype(np.float32) / np.float32(FULL)
 
 
 # Words

@@ -132,7 +132,7 @@ class _Session:
         self.trainer, self.data, self.store = trainer, data, store
         self.on_progress, self.save_s = on_progress, save_s
         self.recipe = trainer.recipe
-        self.rank, self.world = _place()
+        self.rank, self.world = trainer.rank, trainer.world
         self.rows: list[dict[str, Any]] = []
         self.losses: list[torch.Tensor] = []
         self.events = Events(events) if self.rank == 0 else None
@@ -172,7 +172,7 @@ class _Session:
         """All steps that are left."""
         recipe, trainer = self.recipe, self.trainer
         patches = Patches(self.data.train, patch=recipe.patch, batch=recipe.batch, seed=recipe.seed)
-        saved, first = time.monotonic(), trainer.step
+        saved, first = -math.inf, trainer.step  # at once: a folder that cannot be written is told before hours of work
         try:
             for low, high in batches(patches, first, recipe.steps, share=slice(self.rank, None, self.world)):
                 self.losses.append(trainer.train_step(low, high))
@@ -272,7 +272,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "code": {"version": vdsr.__version__, "sha256": code_digest()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
-        "processes": _place()[1],
+        "processes": trainer.world,
         "bf16": trainer.bf16,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -298,13 +298,6 @@ def _latest_validation(rows: list[dict[str, Any]]) -> dict[int, tuple[float, flo
 
 def _is_whole(trainer: Trainer) -> bool:
     return all(bool(torch.isfinite(kernel).all()) for kernel in (*trainer.model.kernels, *trainer.average.kernels))
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank, and how many share the run."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _processor() -> str:

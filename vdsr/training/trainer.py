@@ -59,6 +59,11 @@ class Trainer:
         """
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
+        self.rank, self.world = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size())
+            if torch.distributed.is_initialized()
+            else (0, 1)
+        )
         self.step = 0
         self.model = VDSR(VDSRConfig())
         if start is not None:
@@ -71,7 +76,7 @@ class Trainer:
         self.optimisers = make_optimisers(self.model.kernels, recipe)
         self.bf16 = computes_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
         self._forward: Any = torch.compile(self.model) if compiled else self.model
-        if torch.distributed.is_initialized():
+        if self.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             self._forward = nn.parallel.DistributedDataParallel(self._forward, device_ids=ids)
 

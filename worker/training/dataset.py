@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vdsr.data import SUFFIXES, Dataset, Picture, prepare, split
-from vdsr.errors import ImageError
+from vdsr.errors import ImageError, TooLittleData
 from worker.errors import UsageError
 from worker.settings import Settings
 from worker.storage import Entry, Storage
@@ -78,7 +78,7 @@ def read_dataset(
             raise
     try:
         train, validation = split(pictures, held)
-    except ValueError as exc:
+    except TooLittleData as exc:
         bad = f"; {len(left_out)} could not be read, such as {left_out[0]}" if left_out else ""
         raise UsageError(f"{exc} at {', '.join(uris)}{bad}") from exc
     manifest = {

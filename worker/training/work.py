@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from vdsr import checkpoint
 from vdsr.data import Dataset
 from vdsr.device import choose_device
 from vdsr.model import VDSR
-from vdsr.training.run import Progress, Result, train
+from vdsr.training.report import write_report
+from vdsr.training.run import LOG, RUN, Progress, Result, train
 from vdsr.training.trainer import Trainer
+from worker.errors import JobStopped
 from worker.registry import SHIPPED
 from worker.settings import Settings
 from worker.storage import Storage
@@ -56,16 +59,30 @@ def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
     data = read_dataset(run.data, run.recipe.scales, run.held, settings, on_image=watch.on_image)
     trainer = Trainer(run.recipe, _device(settings), compiled=run.compiled, start=_start(run, settings))
     with _events(store) as events:
-        result = train(
-            trainer,
-            data,
-            store,
-            version=run.version,
-            command=run.command,
-            events=events,
-            on_progress=watch.on_progress,
-        )
+        try:
+            result = train(
+                trainer,
+                data,
+                store,
+                version=run.version,
+                command=run.command,
+                events=events,
+                on_progress=watch.on_progress,
+            )
+        except (JobStopped, KeyboardInterrupt):
+            _report(trainer, data, store)
+            raise
+    _report(trainer, data, store)
     return Trained(result, data, store)
+
+
+def _report(trainer: Trainer, data: Dataset, store: Storage) -> None:
+    """Write the run's report, from what is saved."""
+    if trainer.rank != 0 or not store.exists(LOG):
+        return
+    rows = [json.loads(line) for line in store.read(LOG).splitlines()]
+    html = write_report(json.loads(store.read(RUN)), rows, trainer.result, data.validation)
+    store.write("report.html", html.encode())
 
 
 @contextmanager
