@@ -42,7 +42,7 @@ format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 
 train: $(READY) ## Train the weights that ship (hours on a CPU; DATA=folder of image sets), as the model card says
-	$(BIN)/python -m vdsr.train --data $(DATA)/train --out runs/first --version local --steps 8000 --batch 8 --learning-rate 8e-4
+	$(BIN)/vdsr train --local --data $(DATA)/train --run runs/best --version local
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -115,7 +115,7 @@ def run(argv: list[str] | None = None) -> int:
 def _failed(exc: Exception) -> int:
     """Print what went wrong; raise it again if it is a fault of ours."""
     from vdsr.device import DeviceError
-    from vdsr.errors import CheckpointError, VdsrError
+    from vdsr.errors import CheckpointError, NonFinite, TrainingError, VdsrError
     from worker import errors
 
     codes: list[tuple[type[Exception], int]] = [
@@ -126,6 +126,8 @@ def _failed(exc: Exception) -> int:
         (errors.StorageError, 6),
         (CheckpointError, 2),
         (DeviceError, 2),
+        (TrainingError, 2),
+        (NonFinite, 4),
         (VdsrError, 1),
     ]
     for kind, code in codes:

@@ -92,10 +92,10 @@ def _drafted(
 ) -> Run:
     import time
 
-    from vdsr.training.recipe import RecipeError, read_recipe
+    from vdsr.errors import RecipeError
+    from vdsr.training.recipe import read_recipe
     from worker.errors import UsageError
     from worker.training.runs import Run, new_run_id
-    from worker.uris import resolve
 
     if not data:
         raise UsageError("nothing to train on; give --data with a folder or s3://bucket/prefix of HR images")
@@ -105,9 +105,11 @@ def _drafted(
     if bare := [change for change in changes if "=" not in change]:
         raise RecipeError(f"--set {bare[0]} has no value; write --set {bare[0]}=VALUE")
     run_id = new_run_id()
+    if publish:
+        _check_version(version or run_id, settings)
     return Run(
         id=run_id,
-        data=tuple(resolve(uri, settings).uri for uri in data),
+        data=tuple(_data(uri, settings) for uri in data),
         held=held,
         recipe=read_recipe(recipe, pairs),
         version=version or run_id,
@@ -119,6 +121,32 @@ def _drafted(
         compiled=compiled,
         created=time.time(),
     )
+
+
+def _check_version(name: str, settings: Settings) -> None:
+    """Tell now, and not after hours of training, that a version cannot have this name."""
+    from worker.errors import NotFound, UsageError
+    from worker.registry import Registry, check_name
+
+    check_name(name)
+    registry = Registry(settings)
+    try:
+        registry.version(name)
+    except NotFound:
+        return
+    raise UsageError(f"{registry.uri} has a version {name!r} already; choose another --version")
+
+
+def _data(uri: str, settings: Settings) -> str:
+    from pathlib import Path
+
+    from worker.errors import UsageError
+    from worker.uris import resolve
+
+    place = resolve(uri, settings)
+    if place.scheme == "file" and not Path(place.path).is_dir():
+        raise UsageError(f"{place.path} is no folder; check the path, or write s3://bucket/prefix for S3")
+    return place.uri
 
 
 def _start(name: str | None, settings: Settings) -> str | None:

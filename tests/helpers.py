@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from worker.parts import Parts, final_rows
 from worker.registry import Registry, Version
 from worker.settings import Settings
 from worker.summary import summarise
+
+VDSR = str(Path(sys.executable).with_name("vdsr"))
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,26 @@ class Service:
         """The outcome of every image."""
         return final_rows(Parts(self.client.ledger.record(job_id).job, self.settings))
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Look again and again until something is so."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come about"
-            time.sleep(0.02)
-
     def children(self) -> list[int]:
         """Process ids of the workers' pool processes, which do the work."""
         guards = {worker.pid for worker in self.workers}
         parents = {pid for pid, parent in _processes() if parent in guards}
         names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid, parent in _processes() if parent in parents}
         return [pid for pid, name in names.items() if b"spawn_main" in name]
+
+
+def vdsr(state: dict[str, str], *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [VDSR, *map(str, words)]
+    return subprocess.run(command, env={**state, **more}, capture_output=True, text=True, timeout=120, check=False)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Look again and again until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
 
 
 def _processes() -> list[tuple[int, int]]:

@@ -8,7 +8,12 @@ VdsrError
 │   ├── ImageTooLarge       more pixels than the limit, before or after upscaling
 │   ├── ImageUnsupported    a kind of picture that would be harmed (CMYK, 16-bit colour, ...)
 │   └── FormatLimit         the output format cannot hold a picture of that size
-├── TooLittleData           too few training images, or too small ones; also a ValueError
+├── TrainingError           a training run cannot begin or go on as it was asked for
+│   ├── RecipeError         a key or value that no recipe has
+│   ├── TooLittleData       too few images, or too small ones
+│   ├── StateMismatch       the saved state belongs to another recipe
+│   └── DataChanged         the images are not those that the run began with
+├── NonFinite               training diverged
 ├── CheckpointError         weights that are missing, damaged, foreign or of another network
 └── Interrupted             the caller asked a long computation to stop
 
@@ -94,8 +99,38 @@ class CheckpointError(VdsrError):
     """The weights cannot be used; the message says which file, what is wrong, and what to do."""
 
 
-class TooLittleData(VdsrError, ValueError):
+class TrainingError(VdsrError):
+    """A training run cannot begin or go on; the message says what to change."""
+
+
+class RecipeError(TrainingError):
+    """A recipe that cannot be used; the message names the key, its value and what would do."""
+
+
+class TooLittleData(TrainingError, ValueError):
     """There is not enough to train on."""
+
+
+class StateMismatch(TrainingError):
+    """A saved state belongs to another recipe."""
+
+
+class DataChanged(TrainingError):
+    """A run cannot go on with other images than it began with."""
+
+
+class NonFinite(VdsrError):
+    """Training diverged; the last saved state is from before it did."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return (
+            f"the loss is no finite number at step {self.step}; the last good state is kept. "
+            "Start a new run with a lower learning_rate or clip_at"
+        )
 
 
 class Interrupted(VdsrError):

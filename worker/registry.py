@@ -102,11 +102,7 @@ class Registry:
             UsageError: no possible name.
             VersionExists: other weights have that name.
         """
-        if not NAME.fullmatch(name) or name in RESERVED:
-            raise UsageError(
-                f"{name!r} cannot name a version: letters, digits, dots, dashes and underscores, "
-                f"and none of {', '.join(RESERVED)}"
-            )
+        check_name(name)
         version = Version(
             name=name,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -249,6 +245,18 @@ class Registry:
                 "look at 'vdsr models list' and decide again"
             )
         return alias
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        UsageError: no name that a version can have.
+    """
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise UsageError(
+            f"{name!r} cannot name a version: letters, digits, dots, dashes and underscores, "
+            f"and none of {', '.join(RESERVED)}"
+        )
 
 
 def _user() -> str:

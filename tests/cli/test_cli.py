@@ -7,32 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import make_photos
+from helpers import VDSR, make_photos, vdsr, wait_until
 from PIL import Image
-
-VDSR = str(Path(sys.executable).with_name("vdsr"))
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An environment with a state folder of its own, whose path is short enough for a socket."""
-    import shutil
-    import tempfile
-
-    folder = tempfile.mkdtemp(prefix="vdsr-")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VDSR_")}
-    yield {**clean, "VDSR_STATE_DIR": folder, "VDSR_THREADS": "1", "VDSR_LEASE_S": "5"}
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def vdsr(state: dict[str, str], *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run([VDSR, *map(str, words)], env={**state, **more}, capture_output=True, text=True, timeout=120)  # noqa: PLW1510
 
 
 def test_help_and_import_load_nothing_heavy() -> None:
@@ -94,7 +73,7 @@ def test_a_second_terminal_needs_no_settings_while_dev_runs(state: dict[str, str
     make_photos(tmp_path / "in", 4)
     dev = subprocess.Popen([VDSR, "dev"], env=state, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(lambda: vdsr(state, "list").returncode == 0)
+        wait_until(lambda: vdsr(state, "list").returncode == 0)
         submitted = vdsr(state, "submit", tmp_path / "in")
         job = submitted.stdout.strip()
         assert submitted.stdout == f"{job}\n"
@@ -122,17 +101,17 @@ def test_jobs_survive_a_restart_of_dev(state: dict[str, str], tmp_path: Path) ->
     for attempt in range(2):
         dev = subprocess.Popen([VDSR, "dev"], env=state, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            _wait_for(lambda: vdsr(state, "list").returncode == 0)
+            wait_until(lambda: vdsr(state, "list").returncode == 0)
             if attempt == 0:
                 job = vdsr(state, "submit", tmp_path / "in").stdout.strip()
-                _wait_for(lambda job=job: _images(state, job)["done"] >= 3)
+                wait_until(lambda job=job: _images(state, job)["done"] >= 3)
             else:
                 assert vdsr(state, "wait", job, "--timeout", "110").returncode == 0
                 assert _images(state, job) == {"total": 30, "done": 30, "failed": 0, "skipped": 0, "ignored": 0}
         finally:
             dev.kill()  # not asked: the plug is pulled
             dev.wait()
-        _wait_for(lambda: vdsr(state, "list").returncode == 6)
+        wait_until(lambda: vdsr(state, "list").returncode == 6)
 
 
 def _images(state: dict[str, str], job: str) -> dict[str, int]:
@@ -147,12 +126,12 @@ def test_an_interrupted_upscale_leaves_no_process_behind(
     make_photos(tmp_path / "in", 40, size=(150, 150))
     command = subprocess.Popen([VDSR, "upscale", tmp_path / "in"], env=state, stderr=subprocess.PIPE, text=True)
     out = tmp_path / "in-x2"
-    _wait_for(lambda: len(list(out.rglob("*.png"))) >= 2)
+    wait_until(lambda: len(list(out.rglob("*.png"))) >= 2)
 
     command.send_signal(getattr(signal, name))
     assert command.wait(60) == code
 
-    _wait_for(lambda: not _mentions(state["VDSR_STATE_DIR"], str(command.pid)))
+    wait_until(lambda: not _mentions(state["VDSR_STATE_DIR"], str(command.pid)))
     assert not list(out.rglob("*.tmp"))
     done = len([p for p in out.rglob("*.*") if p.suffix in (".png", ".jpg")])
     assert 2 <= done < 40
@@ -170,16 +149,9 @@ def _mentions(*words: str) -> list[str]:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if "celery" in line and any(f"vdsr-{word}@" in line or word in line for word in words):
+            if "celery" in line and any(f"-{word}@" in line or word in line for word in words):
                 found.append(line)
     return found
-
-
-def _wait_for(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +252,7 @@ def test_a_job_goes_on_when_its_redis_is_killed(state: dict[str, str], tmp_path:
     make_photos(tmp_path / "in", 40, size=(100, 100))
     command = subprocess.Popen([VDSR, "upscale", tmp_path / "in", "--json"], env=state, stdout=subprocess.PIPE)
     for count in (2, 15):
-        _wait_for(lambda count=count: len(list((tmp_path / "in-x2").rglob("*.png"))) >= count)
+        wait_until(lambda count=count: len(list((tmp_path / "in-x2").rglob("*.png"))) >= count)
         servers = [pid for pid in _descendants(command.pid) if _name(pid) == "valkey-server"]
         assert len(servers) == 1
         os.kill(servers[0], signal.SIGKILL)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vdsr.errors import RecipeError
 from vdsr.training.optimiser import learning_rate
-from vdsr.training.recipe import FOLDER, Recipe, RecipeError, names, read_recipe
+from vdsr.training.recipe import FOLDER, Recipe, names, read_recipe
 
 
 def test_the_recipes_that_come_with_the_package_can_be_read() -> None:

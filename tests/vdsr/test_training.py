@@ -19,11 +19,11 @@ from tensorboardX.proto import event_pb2
 
 from vdsr import checkpoint
 from vdsr.data import FULL, Dataset, Patches, batches, image_paths, prepare, split
-from vdsr.errors import ImageUnreadable
+from vdsr.errors import DataChanged, ImageUnreadable, NonFinite, StateMismatch
 from vdsr.training.optimiser import orthogonal
 from vdsr.training.recipe import Recipe, read_recipe
-from vdsr.training.run import DataChanged, Progress, Result, train
-from vdsr.training.trainer import NonFinite, StateMismatch, Trainer
+from vdsr.training.run import Progress, Result, train
+from vdsr.training.trainer import Trainer
 from worker.storage.local import LocalStorage
 
 CPU = torch.device("cpu")

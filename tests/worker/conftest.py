@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from helpers import Service, make_photos
+from helpers import Service, make_photos, wait_until
 
 from worker.app import TRAINING
 from worker.client import Client
@@ -52,7 +52,7 @@ def service(redis_url: str, s3_server: servers.S3Server, tmp_path_factory: pytes
     second = guarded(worker_command(name="two@%h"), log=folder / "two.log", cwd=folder, env=environment)
     with first as one, second as two:
         service = Service(client, settings, [one, two], folder, environment)
-        service.wait_until(lambda: len(client.workers()) == 2)
+        wait_until(lambda: len(client.workers()) == 2)
         yield service
 
 
@@ -63,7 +63,7 @@ def training(service: Service) -> Iterator[Service]:
     command = worker_command(name="trainer@%h", queue=TRAINING)
     with guarded(command, log=folder / "trainer.log", cwd=folder, env=environment) as worker:
         trainer = dataclasses.replace(service, workers=[worker])
-        service.wait_until(lambda: len(service.client.fleet.workers(TRAINING)) == 1)
+        wait_until(lambda: len(service.client.fleet.workers(TRAINING)) == 1)
         yield trainer
 
 

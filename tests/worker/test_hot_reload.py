@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Service, kill, make_photos, published
+from helpers import Service, kill, make_photos, published, wait_until
 
 from worker.jobs import Outcome
 from worker.parts import Parts
@@ -43,7 +43,7 @@ def test_a_job_that_follows_uses_a_promotion_at_its_next_chunk_and_loses_nothing
 
     follower = service.submit(photos, tmp_path / "follower", model="follow")
     pinned = service.submit(photos, tmp_path / "pinned", score=False)
-    service.wait_until(lambda: service.client.ledger.record(follower).chunks_done >= 2)
+    wait_until(lambda: service.client.ledger.record(follower).chunks_done >= 2)
     promote(service, registry, two)
     summaries = [service.wait(job_id) for job_id in (follower, pinned)]
 
@@ -87,7 +87,7 @@ def test_a_new_job_pins_what_is_in_production_and_keeps_it_over_a_kill(
     photos = make_photos(tmp_path / "some", 200)
 
     job_id = service.submit(photos, tmp_path / "out")
-    service.wait_until(lambda: service.client.ledger.record(job_id).chunks_done >= 1)
+    wait_until(lambda: service.client.ledger.record(job_id).chunks_done >= 1)
     promote(service, registry, two)
     for child in service.children():
         kill(child)
@@ -130,7 +130,7 @@ def test_a_promotion_that_redis_was_not_told_of_is_taken_up_all_the_same(
     def told() -> bool:
         return int(service.client.fleet._redis.do("hget", "vdsr:promoted", "serial")) == alias.serial
 
-    service.wait_until(told, seconds=60)
+    wait_until(told, seconds=60)
     job_id = service.submit(photo, tmp_path / "after", model="follow")
     service.wait(job_id)
     assert {row.model for row in service.rows(job_id).values()} == {two.sha256}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Service, kill, make_photos
+from helpers import Service, kill, make_photos, wait_until
 from PIL import Image
 
 from vdsr import Upscaler
@@ -171,7 +171,7 @@ def test_a_killed_worker_loses_nothing_and_counts_nothing_twice(service: Service
     photos = make_photos(tmp_path / "photos", 120, size=(64, 48))
     job_id = service.submit(photos)
     for done in (10, 40, 70):
-        service.wait_until(lambda done=done: _done(service, job_id) >= done)
+        wait_until(lambda done=done: _done(service, job_id) >= done)
         children = service.children()
         assert len(children) == 2
         kill(children[0])
@@ -191,15 +191,15 @@ def _done(service: Service, job_id: str) -> int:
 def test_cancel_takes_effect_within_the_image_in_hand(service: Service, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", 40, size=(200, 200))
     job_id = service.submit(photos, score=False)
-    service.wait_until(lambda: _done(service, job_id) >= 1)
+    wait_until(lambda: _done(service, job_id) >= 1)
 
     service.client.cancel(job_id)
-    service.wait_until(lambda: not service.client.ledger.is_open(job_id), seconds=20)
+    wait_until(lambda: not service.client.ledger.is_open(job_id), seconds=20)
 
     summary = service.wait(job_id)
     assert summary["state"] == "cancelled"
     assert 0 < summary["images"]["done"] < 40
-    service.wait_until(lambda: "ended" in _job_json(photos, job_id))
+    wait_until(lambda: "ended" in _job_json(photos, job_id))
     assert _job_json(photos, job_id)["ended"]["state"] == "cancelled"
 
 
@@ -320,7 +320,7 @@ def test_a_job_ends_when_its_record_can_no_longer_be_written(service: Service, p
     assert summary["state"] == "failed"
     assert "in the way" not in (summary["error"] or "")
     assert str(record) in summary["error"]
-    service.wait_until(lambda: not service.client.ledger.is_open(job_id))
+    wait_until(lambda: not service.client.ledger.is_open(job_id))
 
 
 def test_a_file_given_as_the_output_decides_its_format(service: Service, photos: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
-from helpers import Service, kill, make_photos, published
+from helpers import Service, kill, make_photos, published, wait_until
 
 from vdsr import checkpoint
 from vdsr.data import split
@@ -50,7 +50,7 @@ def submit(service: Service, ledger: RunLedger, run: Run) -> None:
 
 
 def ended(service: Service, ledger: RunLedger, run: Run) -> RunRecord:
-    service.wait_until(lambda: ledger.record(run.id).state.ended, seconds=180)
+    wait_until(lambda: ledger.record(run.id).state.ended, seconds=180)
     return ledger.record(run.id)
 
 
@@ -105,7 +105,7 @@ def test_a_run_whose_worker_is_killed_goes_on_and_comes_to_the_same_weights(
 ) -> None:
     whole, killed = drafted(training, photos, steps=60), drafted(training, photos, steps=60)
     submit(training, ledger, killed)
-    training.wait_until(lambda: Path(killed.folder, "state.pt").exists())
+    wait_until(lambda: Path(killed.folder, "state.pt").exists())
     for child in training.children():
         kill(child)
 
@@ -126,13 +126,13 @@ def test_a_run_that_is_cancelled_stops_soon_with_its_state_saved(
 ) -> None:
     run = drafted(training, photos, steps=100_000)
     submit(training, ledger, run)
-    training.wait_until(lambda: ledger.record(run.id).progress.get("step", 0) > 5)
+    wait_until(lambda: ledger.record(run.id).progress.get("step", 0) > 5)
 
     assert ledger.end(run.id, State.CANCELLED) is State.RUNNING
 
     state = Path(run.folder, "state.pt")
     saved = state.stat().st_mtime_ns
-    training.wait_until(lambda: state.stat().st_mtime_ns > saved, seconds=20)
+    wait_until(lambda: state.stat().st_mtime_ns > saved, seconds=20)
     follow_up = drafted(training, photos)  # the worker is free again
     submit(training, ledger, follow_up)
     assert ended(training, ledger, follow_up).state is State.COMPLETED

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vdsr.errors import VdsrError
+from vdsr.errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
 CHOICES = {
@@ -24,10 +24,6 @@ CHOICES = {
     "clip": ("none", "norm", "adjustable"),
     "precision": ("auto", "fp32", "bf16"),
 }
-
-
-class RecipeError(VdsrError):
-    """A recipe that cannot be used; the message names the key, its value and what would do."""
 
 
 @dataclass(frozen=True)

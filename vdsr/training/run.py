@@ -29,20 +29,16 @@ import torch
 import vdsr
 from vdsr import checkpoint
 from vdsr.data import Dataset, Patches, batches
-from vdsr.errors import VdsrError
+from vdsr.errors import DataChanged, NonFinite
 from vdsr.training.events import Events
 from vdsr.training.optimiser import learning_rate
-from vdsr.training.trainer import NonFinite, Trainer, validate
+from vdsr.training.trainer import Trainer, validate
 
 STATE, LOG, WEIGHTS, RUN, DATA = "state.pt", "log.jsonl", "vdsr.safetensors", "run.json", "data.json"
 SAVE_S = 45.0
 """Between two saved states: a kill costs less than a minute."""
 ROW_EVERY = 50
 """Steps between two rows of the log."""
-
-
-class DataChanged(VdsrError):
-    """A run cannot go on with other images than it began with."""
 
 
 class Store(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vdsr.data import FULL, Picture
 from vdsr.device import cpu_computes_bf16
-from vdsr.errors import VdsrError
+from vdsr.errors import StateMismatch
 from vdsr.evaluate import code_values
 from vdsr.metrics import psnr_y
 from vdsr.model import VDSR, VDSRConfig
@@ -26,24 +26,6 @@ from vdsr.training.recipe import Recipe
 
 WINDOW = 256
 """Side in pixels of the centre that validation looks at: all of it would cost more than the training between."""
-
-
-class NonFinite(VdsrError):
-    """Training diverged; the last saved state is from before it did."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
-
-    def __str__(self) -> str:
-        return (
-            f"the loss is no finite number at step {self.step}; the last good state is kept. "
-            "Start a new run with a lower learning_rate or clip_at"
-        )
-
-
-class StateMismatch(VdsrError):
-    """A saved state belongs to another recipe."""
 
 
 class Trainer:
