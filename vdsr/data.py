@@ -80,7 +80,10 @@ def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> 
     Raises:
         ImageError: the file is no image that can be read, or too small for its scales.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise ImageUnreadable(f"cannot be read: {exc.strerror}") from exc
     digest = hashlib.sha256(data).hexdigest()
     if cache is None:
         planes = _planes(path, data, scales)

@@ -21,6 +21,16 @@ from worker.settings import load_settings
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A real server with an append-only file, shared by the session: jobs have ids of their own."""
+    yield from _redis()
+
+
+@pytest.fixture(scope="session")
+def quiet_redis_url() -> Iterator[str]:
+    """Another one, without workers: nobody else sweeps what a test has left overdue."""
+    yield from _redis()
+
+
+def _redis() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="vdsr-"))  # short, unlike pytest's: a socket's path has 104 bytes
     with LocalRedis(folder) as redis:
         yield redis.url

@@ -157,10 +157,10 @@ def test_a_worker_that_is_asked_to_stop_gives_its_image_back_without_blame(setti
     Queue(mine).upscale(job.id, 0)
     progress = f"vdsr:{{{job.id}}}:progress:0"
     with LocalWorker(mine, mine.state_dir):
-        wait_until(lambda: ledger._redis.hget(progress, "try:0") == "1")
+        wait_until(lambda: ledger._redis.do("hget", progress, "try:0") == "1")
 
     # Leaving the block has ended the worker as SIGTERM does.
-    assert ledger._redis.hget(progress, "try:0") == "0"
+    assert ledger._redis.do("hget", progress, "try:0") == "0"
     assert ledger.lease(job.id, 0, "next", 30).fruitless == 1
 
 

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-def fleet(redis_url: str) -> Fleet:
-    return Fleet(redis_url)
+def fleet(quiet_redis_url: str) -> Fleet:
+    return Fleet(quiet_redis_url)
 
 
 def test_a_redis_that_is_not_there_is_named_without_its_password() -> None:

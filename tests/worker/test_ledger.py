@@ -16,8 +16,8 @@ pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Ledger:
-    return Ledger(redis_url)
+def ledger(quiet_redis_url: str) -> Ledger:
+    return Ledger(quiet_redis_url)
 
 
 @pytest.fixture

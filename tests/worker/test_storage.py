@@ -187,6 +187,20 @@ def test_a_listing_can_be_taken_up_after_a_key_that_is_gone(storage: Storage) ->
     assert keys(storage, after="z.png") == []
 
 
+def test_an_object_is_swapped_only_if_it_is_still_what_was_read(storage: Storage) -> None:
+    storage.write("a.json", b"one")
+    data, tag = storage.read_tagged("a.json")
+    assert data == b"one"
+
+    assert storage.swap("a.json", b"two", tag)
+    assert not storage.swap("a.json", b"three", tag)
+
+    assert storage.read("a.json") == b"two"
+    assert not storage.swap("never.json", b"three", tag)
+    assert not storage.exists("never.json")
+    assert [entry.key for entry in storage.entries()] == ["a.json"]
+
+
 def test_an_object_is_created_once(storage: Storage) -> None:
     assert storage.create("folder/a.png", b"first") is True
     assert storage.create("folder/a.png", b"second") is False
@@ -885,7 +899,7 @@ def own_object(handler: ScriptedHandler) -> None:
 
 
 def test_a_body_that_breaks_off_is_fetched_again(credentials: None) -> None:
-    with ScriptedS3(answer(body=b"hal", length=6), answer(body=b"halves")) as server:
+    with ScriptedS3(answer(body=b"hal", length=6), answer(body=b"halves", headers={"ETag": '"1"'})) as server:
         assert server.storage.read("a.png") == b"halves"
         assert server.methods == ["GET", "GET"]
 
@@ -902,6 +916,12 @@ def test_a_server_that_always_fails_is_told_after_some_attempts(credentials: Non
         with pytest.raises(StorageUnavailable, match="InternalError"):
             server.storage.write("a.png", b"data")
         assert server.methods == ["PUT"] * 7
+
+
+def test_a_swapper_whose_answer_is_lost_still_wins(credentials: None) -> None:
+    with ScriptedS3(hang_up, refusal(412, "PreconditionFailed"), own_object) as server:
+        assert server.storage.swap("a.png", b"data", '"1"') is True
+        assert server.methods == ["PUT", "PUT", "HEAD"]
 
 
 def test_a_creator_whose_answer_is_lost_still_wins(credentials: None) -> None:

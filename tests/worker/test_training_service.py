@@ -32,6 +32,12 @@ def ledger(redis_url: str) -> RunLedger:
     return RunLedger(redis_url)
 
 
+@pytest.fixture
+def quiet(quiet_redis_url: str) -> RunLedger:
+    """A ledger that no worker looks at."""
+    return RunLedger(quiet_redis_url)
+
+
 def drafted(service: Service, data: str | Path, folder: str | Path | None = None, **changes: object) -> Run:
     steps = {key: str(changes.pop(key)) for key in ("steps", "patch") if key in changes}
     run_id = new_run_id()
@@ -197,47 +203,47 @@ def test_a_repeated_message_never_starts_a_second_run(training: Service, ledger:
     assert len(sessions) == 1
 
 
-def test_only_one_worker_owns_a_run(ledger: RunLedger, service: Service, photos: Path) -> None:
+def test_only_one_worker_owns_a_run(quiet: RunLedger, service: Service, photos: Path) -> None:
     run = drafted(service, photos)
-    ledger.create(run)
+    quiet.create(run)
 
-    taken = ledger.lease(run.id, "me", 30)
+    taken = quiet.lease(run.id, "me", 30)
     assert taken == (run, 1)
-    assert ledger.lease(run.id, "you", 30) is None
-    assert ledger.lease(run.id, "me", 30) == (run, 2)  # the first answer was lost
+    assert quiet.lease(run.id, "you", 30) is None
+    assert quiet.lease(run.id, "me", 30) == (run, 2)  # the first answer was lost
     with pytest.raises(LeaseLost):
-        ledger.beat(run.id, "you", 30, 1, {})
-    assert not ledger.release(run.id, "you")
-    assert ledger.release(run.id, "me")
-    assert ledger.lease(run.id, "you", 30) == (run, 3)
-    ledger.beat(run.id, "you", 30, 7, {"step": 7})
-    assert ledger.release(run.id, "you")
-    assert ledger.lease(run.id, "me", 30) == (run, 1)  # it got on
-    ledger.end(run.id, State.CANCELLED)
+        quiet.beat(run.id, "you", 30, 1, {})
+    assert not quiet.release(run.id, "you")
+    assert quiet.release(run.id, "me")
+    assert quiet.lease(run.id, "you", 30) == (run, 3)
+    quiet.beat(run.id, "you", 30, 7, {"step": 7})
+    assert quiet.release(run.id, "you")
+    assert quiet.lease(run.id, "me", 30) == (run, 1)  # it got on
+    quiet.end(run.id, State.CANCELLED)
     with pytest.raises(JobStopped):
-        ledger.beat(run.id, "me", 30, 8, {})
-    assert ledger.lease(run.id, "me", 30) is None
+        quiet.beat(run.id, "me", 30, 8, {})
+    assert quiet.lease(run.id, "me", 30) is None
 
 
 def test_a_lost_lease_and_a_lost_message_are_found_by_the_sweeper(
-    ledger: RunLedger, service: Service, photos: Path
+    quiet: RunLedger, service: Service, photos: Path
 ) -> None:
     run = drafted(service, photos)
-    ledger.create(run)
-    assert run.id not in ledger.sweep(queue_empty=True)  # its message may be on its way
+    quiet.create(run)
+    assert run.id not in quiet.sweep(queue_empty=True)  # its message may be on its way
 
-    ledger._redis.do("hset", f"vdsr:{{{run.id}}}:run", "deadline", 0)
-    ledger._redis.do("hset", f"vdsr:{{{run.id}}}:run", "token", "dead")
-    assert run.id in ledger.sweep(queue_empty=False)
+    quiet._redis.do("hset", f"vdsr:{{{run.id}}}:run", "deadline", 0)
+    quiet._redis.do("hset", f"vdsr:{{{run.id}}}:run", "token", "dead")
+    assert run.id in quiet.sweep(queue_empty=False)
     with pytest.raises(LeaseLost):
-        ledger.beat(run.id, "dead", 30, 1, {})
+        quiet.beat(run.id, "dead", 30, 1, {})
 
-    ledger._redis.do("hset", f"vdsr:{{{run.id}}}:run", "deadline", time.time() - 40)
-    assert run.id not in ledger.sweep(queue_empty=False)
-    assert run.id in ledger.sweep(queue_empty=True)
-    ledger.end(run.id, State.CANCELLED)
-    assert run.id not in ledger.sweep(queue_empty=True)
-    assert run.id in ledger.run_ids()
+    quiet._redis.do("hset", f"vdsr:{{{run.id}}}:run", "deadline", time.time() - 40)
+    assert run.id not in quiet.sweep(queue_empty=False)
+    assert run.id in quiet.sweep(queue_empty=True)
+    quiet.end(run.id, State.CANCELLED)
+    assert run.id not in quiet.sweep(queue_empty=True)
+    assert run.id in quiet.run_ids()
 
 
 def test_an_unknown_run_is_not_found(ledger: RunLedger) -> None:

@@ -169,33 +169,31 @@ class _Session:
         recipe, trainer = self.recipe, self.trainer
         patches = Patches(self.data.train, patch=recipe.patch, batch=recipe.batch, seed=recipe.seed)
         saved, first = -math.inf, trainer.step  # at once: a folder that cannot be written is told before hours of work
-        try:
-            for low, high in batches(patches, first, recipe.steps, share=slice(self.rank, None, self.world)):
-                self.losses.append(trainer.train_step(low, high))
-                if trainer.device.type == "cpu":  # on a card, looking at each loss would make the two wait in turn
-                    self._check(self.losses[-1])
-                if trainer.step % ROW_EVERY == 0 or trainer.step == recipe.steps:
-                    self._add_row()
-                if time.monotonic() - saved > self.save_s:
-                    self._save()
-                    saved = time.monotonic()
+        for low, high in batches(patches, first, recipe.steps, share=slice(self.rank, None, self.world)):
+            self.losses.append(trainer.train_step(low, high))
+            if trainer.device.type == "cpu":  # on a card, looking at each loss would make the two wait in turn
+                self._check(self.losses[-1])
+            if trainer.step % ROW_EVERY == 0 or trainer.step == recipe.steps:
+                self._add_row()
+            if time.monotonic() - saved > self.save_s:
+                self._save()
+                saved = time.monotonic()
+            try:
                 if self.rank == 0:
                     self.on_progress(self._progress(first))
-        except NonFinite:
-            raise
-        except BaseException:  # between two steps: by on_progress, so that the state is whole
-            if trainer.step > first and _is_whole(trainer):
-                self._save()
-            raise
+            except BaseException:
+                self._save()  # only here: an exception within a step may leave it half done
+                raise
         self._save()
 
     def finish(self, version: str, command: str) -> Result:
-        """Write the weights and the report."""
+        """Write the weights."""
+        seconds = self.rows[-1]["seconds"]  # not the time now: done again, the same file comes out
         notes = {
             "recipe": json.dumps(self.recipe.to_dict()),
             "data": json.dumps({"digest": self.data.digest, "images": len(self.data.train)}),
             "command": command,
-            "seconds": str(round(self._seconds())),
+            "seconds": str(round(seconds)),
         }
         figures = _latest_validation(self.rows)
         if self.rank == 0:
@@ -206,7 +204,7 @@ class _Session:
         if self.events:
             self.events.close()
         identity = checkpoint.Identity(version, hashlib.sha256(content).hexdigest())
-        return Result(identity, figures, self._seconds())
+        return Result(identity, figures, seconds)
 
     def _seconds(self) -> float:
         return self.earlier_s + time.monotonic() - self.started

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vdsr.data import SUFFIXES, Dataset, Picture, prepare, split
-from vdsr.errors import ImageError, TooLittleData
-from worker.errors import UsageError
+from vdsr.errors import ImageError, TooLittleData, VdsrError
+from worker.errors import StorageError, UsageError
 from worker.settings import Settings
 from worker.storage import Entry, Storage
 from worker.storage.local import LocalStorage
@@ -92,10 +92,17 @@ def read_dataset(
 
 def _prepare(source: Source, scales: Sequence[int], settings: Settings) -> Picture | str:
     """The image, or why it cannot be used."""
+    cache = settings.cache_dir
     try:
-        return prepare(_local(source, settings.cache_dir), scales, cache=settings.cache_dir / "prepared")
-    except ImageError as exc:
+        return prepare(_local(source, cache), scales, cache=cache / "prepared")
+    except (ImageError, _NotFetched) as exc:
         return str(exc)
+    except OSError as exc:
+        raise StorageError(f"cannot write {cache}: {exc.strerror}; free some space, or set VDSR_CACHE_DIR") from exc
+
+
+class _NotFetched(VdsrError):
+    """One object cannot be read."""
 
 
 def _local(source: Source, cache: Path) -> Path:
@@ -107,5 +114,9 @@ def _local(source: Source, cache: Path) -> Path:
     objects = LocalStorage(cache / "objects")
     key = hashlib.sha256(name.encode()).hexdigest() + suffix
     if not objects.exists(key):
-        objects.write(key, source.storage.read(source.entry.key))
+        try:
+            data = source.storage.read(source.entry.key)
+        except StorageError as exc:
+            raise _NotFetched(str(exc)) from exc
+        objects.write(key, data)
     return Path(objects.uri) / key

@@ -58,7 +58,7 @@ def conclude(run: Run, trained: Trained, settings: Settings, fleet: Fleet | None
     if run.publish:
         weights = trained.store.read(WEIGHTS)
         told["publication"] = asdict(
-            publish_run(weights, run.version, result.psnr_y, trained.data, settings, fleet, force=run.force)
+            publish_run(weights, result.identity.version, result.psnr_y, trained.data, settings, fleet, force=run.force)
         )
     return told
 
