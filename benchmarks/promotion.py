@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -30,9 +31,13 @@ from worker.registry import PRODUCTION, Registry, Version
 from worker.settings import load_settings
 from worker.training.publish import announce, publish
 
+PER_PROMOTION = 40
+"""Images of each of the two jobs, so that there is work left at every promotion."""
+
 
 def main() -> None:
     """The command."""
+    os.environ["VDSR_CHUNK_IMAGES"] = "4"  # a chunk of seconds: what is measured is the delay
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--promotions", type=int, default=10)
     args = parser.parse_args()
@@ -42,7 +47,6 @@ def main() -> None:
             load_settings(),
             redis_url=f"unix://{folder / SOCKET}",
             registry=str(folder / "models"),
-            chunk_images=10,
             grace_s=0,
         )
         with LocalRedis(folder), LocalWorker(settings, folder):
@@ -53,7 +57,7 @@ def _measured(folder: Path, client: Client, promotions: int) -> dict[str, object
     registry = Registry(client.settings)
     versions = [_version(registry, n) for n in range(promotions + 1)]
     _promote(client, registry, versions[0])
-    few, many = _photos(folder / "few", 1), _photos(folder / "many", 60 * promotions)
+    few, many = _photos(folder / "few", 1), _photos(folder / "many", PER_PROMOTION * promotions)
     _done(client, few, folder / "warm-up")
     idle = []
     for n, version in enumerate(versions[1:]):
@@ -71,27 +75,32 @@ def _measured(folder: Path, client: Client, promotions: int) -> dict[str, object
     for version in versions[1:]:
         seen = len(_chunks(client, following.id))
         while len(_chunks(client, following.id)) < seen + 2:  # it works, and has work left
-            time.sleep(0.01)
+            _check_running(client, following.id)
         started = _promote(client, registry, version)
         while version.sha256 not in _chunks(client, following.id).values():
-            time.sleep(0.01)
+            _check_running(client, following.id)
         busy.append(time.monotonic() - started)
     for job in (pinned, following):
         record = client.wait(job.id)
         assert record is not None
-        assert record.counters["done"] == 60 * promotions, "an image was lost"
+        assert record.counters["done"] == PER_PROMOTION * promotions, "an image was lost"
         assert not record.counters.get("failed"), "an image failed"
     digests = set(_chunks(client, pinned.id).values())
     assert digests == {versions[0].sha256}, "a pinned job has two digests"
     return {
         "processor": _processor(),
-        "images": 120 * promotions,
+        "images": 2 * PER_PROMOTION * promotions,
         "failed": 0,
         "pinned_job_digests": len(digests),
         "following_job_digests": len(set(_chunks(client, following.id).values())),
         "idle_s": _spread(idle),
         "under_load_s": _spread(busy),
     }
+
+
+def _check_running(client: Client, job_id: str) -> None:
+    assert not client.ledger.record(job_id).state.ended, "the job ended before its promotions: give it more images"
+    time.sleep(0.02)
 
 
 def _version(registry: Registry, number: int) -> Version:

@@ -121,14 +121,22 @@ def publish(path: Path, version_: str | None, promoting: bool) -> int:
 @command.command()
 @click.argument("name")
 def promote(name: str) -> int:
-    """Put a version into production: new jobs use it, running workers take it up within seconds."""
-    from worker.registry import PRODUCTION, Registry
+    """Put a version into production, or "shipped": new jobs use it, running workers take it up within seconds."""
+    from vdsr import checkpoint, smoke
+    from vdsr.upscale import Upscaler
+    from worker.registry import PRODUCTION, SHIPPED, Registry
     from worker.settings import load_settings
+    from worker.training.publish import publish as add
 
     settings = load_settings()
     registry = Registry(settings)
-    version = registry.version(name)
-    registry.weights(version)  # whole, or it is an error here and not on the workers
+    if name == SHIPPED:
+        data = checkpoint.SHIPPED.read_bytes()
+        version = add(registry, data, name=checkpoint.identify().version, metrics={})
+    else:
+        version = registry.version(name)
+    # What is damaged is to be told here, and not by the workers.
+    smoke.check(Upscaler(registry.weights(version), device="cpu", precision="fp32"), version.smoke)
     _point(settings, registry, version, PRODUCTION)
     return 0
 

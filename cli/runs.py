@@ -71,6 +71,8 @@ def run_text(record: RunRecord, workers: int) -> str:
         lines += [run_line(record.progress), f"files: {printable(run.folder)}"]
     if record.error:
         lines.append(f"error: {record.error}")
+    if record.state.value in ("failed", "cancelled"):
+        lines.append(f"its files stay: the same 'vdsr train' with --run {printable(run.folder)} goes on from there")
     if not (workers or record.state.ended):
         lines.append(
             "no training worker seen in the last 30 s; start 'vdsr worker --queue train', or 'vdsr dev --train'"

@@ -179,10 +179,14 @@ def _submitted(run: Run, settings: Settings, *, detach: bool, as_json: bool) -> 
     from cli.runs import follow_run
     from worker.app import TRAINING
     from worker.client import Client
+    from worker.errors import UsageError
     from worker.training.ledger import RunLedger
 
     client = Client.connect(settings)
-    RunLedger(settings.redis_url).create(run)
+    ledger = RunLedger(settings.redis_url)
+    if other := ledger.in_folder(run.folder):
+        raise UsageError(f"{other} trains in {run.folder}; follow it by 'vdsr train --attach {other}', or cancel it")
+    ledger.create(run)
     client.queue.train(run.id)
     say(f"{run.id}: {run.recipe.name}, {run.recipe.steps:,} steps; files: {run.folder}")
     if not client.fleet.workers(TRAINING):
@@ -206,7 +210,7 @@ def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
     from worker.training.work import Watch, do_run, together
 
     require_training()
-    with together() as leads, _interruptible() as check:
+    with together(settings.device) as leads, _interruptible() as check:
         if leads:
             say(f"{run.recipe.name}, {run.recipe.steps:,} steps; files: {run.folder}")
         with live(leads) as draw:
@@ -241,7 +245,7 @@ def _interruptible() -> Iterator[Any]:
     asked: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        if asked:  # a second time: at once
+        if number in asked:  # a second time: at once. (torchrun follows a Ctrl-C by a SIGTERM of its own.)
             sys.exit(130)
         asked.append(number)
 

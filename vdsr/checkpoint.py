@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "weights" / "vdsr.safetensors"
 FORMAT = "vdsr-1"
+DEPTH_LIMIT, CHANNELS_LIMIT = 100, 256
 SIZE_LIMIT = 64 * 2**20  # the network has 2.7 MB of weights; whatever is far larger is not one
 
 
@@ -83,7 +84,10 @@ def parse(data: bytes, name: str, *, sha256: str | None = None) -> tuple[VDSR, I
         raise CheckpointError(f"{name} has SHA-256 {digest}, expected {sha256}; fetch it again")
     card = _metadata(data, name)
     try:
-        model = VDSR(VDSRConfig(depth=int(card["depth"]), channels=int(card["channels"])))
+        config = VDSRConfig(depth=int(card["depth"]), channels=int(card["channels"]))
+        if not (2 <= config.depth <= DEPTH_LIMIT and 1 <= config.channels <= CHANNELS_LIMIT):
+            raise CheckpointError(f"{name} claims {config.depth} layers of {config.channels} channels; it is no VDSR")
+        model = VDSR(config)
         tensors = {key: tensor.to(torch.float32) for key, tensor in read_tensors(data).items()}
         model.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError, KeyError, ValueError) as exc:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,9 +32,12 @@ from vdsr.resize import bicubic
 T = TypeVar("T")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 FULL = 65535  # patches are kept as 16-bit fractions: a third of fp32's memory, 0.004 of an 8-bit step
 PREPARED = "1"
 """Version of the kept arrays; to be raised when `_planes` gives other values."""
+OPEN = 256
+"""Files of arrays that are open at once."""
 DRAWING = 2
 """Threads that draw batches."""
 AHEAD = 4
@@ -52,7 +56,9 @@ def read_luma(data: bytes) -> NDArray[np.float32]:
         ImageUnreadable: no image, or a damaged one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N", "CMYK", "LAB"):  # would be clipped or off
+                raise ImageUnreadable(f"mode {image.mode} is not trained on; convert it to 8-bit gray or RGB")
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:  # Pillow's ways to say no
         raise ImageUnreadable(str(exc) or type(exc).__name__) from exc
@@ -64,10 +70,27 @@ def read_luma(data: bytes) -> NDArray[np.float32]:
 class Picture:
     """One training image: its luminance, and for each scale the same after bicubic down and up again."""
 
-    hr: NDArray[np.uint16]
-    bicubic: dict[int, NDArray[np.uint16]]
+    planes: NDArray[np.uint16] | Path
+    """(1 + scales, H, W): the truth, then what bicubic leaves of it; or the file that keeps them."""
+    scales: tuple[int, ...]
+    shape: tuple[int, int]
     sha256: str
-    """Of the file."""
+    """Of the image's file."""
+
+    @property
+    def hr(self) -> NDArray[np.uint16]:
+        """(H, W), the truth."""
+        truth: NDArray[np.uint16] = self._arrays[0]
+        return truth
+
+    @property
+    def bicubic(self) -> dict[int, NDArray[np.uint16]]:
+        """(H, W) for each scale: the truth after bicubic down and up again."""
+        return dict(zip(self.scales, self._arrays[1:], strict=True))
+
+    @property
+    def _arrays(self) -> NDArray[np.uint16]:
+        return _mapped(self.planes) if isinstance(self.planes, Path) else self.planes
 
 
 def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> Picture:
@@ -82,19 +105,19 @@ def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> 
     """
     try:
         data = path.read_bytes()
-    except OSError as exc:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as exc:  # others are the machine's fault
         raise ImageUnreadable(f"cannot be read: {exc.strerror}") from exc
     digest = hashlib.sha256(data).hexdigest()
     if cache is None:
         planes = _planes(path, data, scales)
-    else:
-        kept = cache / f"{digest}-x{'-'.join(map(str, scales))}-{PREPARED}.npy"
-        found = _mapped(kept)
-        if found is None:
-            _keep(_planes(path, data, scales), kept)
-            found = np.load(kept, mmap_mode="r")
-        planes = found
-    return Picture(hr=planes[0], bicubic=dict(zip(scales, planes[1:], strict=True)), sha256=digest)
+        return Picture(planes, tuple(scales), planes.shape[1:], digest)
+    kept = cache / f"{digest}-x{'-'.join(map(str, scales))}-{PREPARED}.npy"
+    shape = _shape(kept)
+    if shape is None:
+        planes = _planes(path, data, scales)
+        _keep(planes, kept)
+        shape = planes.shape[1:]
+    return Picture(kept, tuple(scales), shape, digest)
 
 
 @dataclass(frozen=True)
@@ -127,15 +150,15 @@ class Patches:
         Raises:
             TooLittleData: no picture is as large as a patch.
         """
-        self.pictures = [p for p in pictures if min(p.hr.shape) >= patch]
+        self.pictures = [p for p in pictures if min(p.shape) >= patch]
         if not self.pictures:
             raise TooLittleData(
                 f"none of {len(pictures)} pictures has {patch} x {patch} pixels; give larger ones, or a smaller patch"
             )
         self.patch, self.batch, self.seed = patch, batch, seed
-        positions = np.array([(p.hr.shape[0] - patch + 1) * (p.hr.shape[1] - patch + 1) for p in self.pictures])
+        positions = np.array([(p.shape[0] - patch + 1) * (p.shape[1] - patch + 1) for p in self.pictures])
         self.weights = positions / positions.sum()  # every position of every picture is equally likely
-        self.scales = sorted(self.pictures[0].bicubic)
+        self.scales = sorted(self.pictures[0].scales)
 
     def at(self, step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The batch of a step: bicubic and true patches, each (batch, 1, patch, patch) float32 in [0, 1]."""
@@ -147,7 +170,7 @@ class Patches:
     def _draw(self, rng: np.random.Generator) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
         picture = self.pictures[rng.choice(len(self.pictures), p=self.weights)]
         scale = self.scales[rng.integers(len(self.scales))]
-        top, left = (int(rng.integers(n - self.patch + 1)) for n in picture.hr.shape)
+        top, left = (int(rng.integers(n - self.patch + 1)) for n in picture.shape)
         window = np.s_[top : top + self.patch, left : left + self.patch]
         turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
         return tuple(  # type: ignore[return-value]  # a generator's length is not known to mypy
@@ -195,12 +218,20 @@ def _planes(path: Path, data: bytes, scales: Sequence[int]) -> NDArray[np.uint16
     return np.stack([_fixed(y), *(_fixed(bicubic(bicubic(y, scale=1 / s), scale=s)) for s in scales)])
 
 
-def _mapped(path: Path) -> NDArray[np.uint16] | None:
-    try:
-        planes: NDArray[np.uint16] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # not there, or cut short by a power failure
-        return None
+@lru_cache(maxsize=OPEN)
+def _mapped(path: Path) -> NDArray[np.uint16]:
+    """The arrays of a file, mapped into memory; a mapping holds a file descriptor, and there are few of those."""
+    planes: NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return planes
+
+
+def _shape(path: Path) -> tuple[int, int] | None:
+    """(H, W) of a file's arrays; None if it is not there, or was cut short by a power failure."""
+    try:
+        planes = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return planes.shape[1], planes.shape[2]
 
 
 def _keep(planes: NDArray[np.uint16], path: Path) -> None:

@@ -12,6 +12,7 @@ VdsrError
 │   ├── RecipeError         a key or value that no recipe has
 │   ├── TooLittleData       too few images, or too small ones
 │   ├── StateMismatch       the saved state belongs to another recipe
+│   ├── StateDamaged        a run's own files cannot be read
 │   └── DataChanged         the images are not those that the run began with
 ├── NonFinite               training diverged
 ├── CheckpointError         weights that are missing, damaged, foreign or of another network
@@ -113,6 +114,17 @@ class TooLittleData(TrainingError, ValueError):
 
 class StateMismatch(TrainingError):
     """A saved state belongs to another recipe."""
+
+
+class StateDamaged(TrainingError):
+    """A file of the run cannot be read."""
+
+    def __init__(self, key: str, reason: object) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"the run's {self.key} is damaged or another program's ({self.reason}); train in another folder"
 
 
 class DataChanged(TrainingError):

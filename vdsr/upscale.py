@@ -190,7 +190,7 @@ class Upscaler:
                 on_tile()
             tile = torch.from_numpy(y[:, columns.read_start : columns.read_stop].copy())[None, None]
             # cuDNN would otherwise round fp32 to TF32's 10 bits
-            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 result = self._residual(tile.to(self.device))[0, 0].cpu().numpy()
             residual[:, columns.start : columns.stop] = result[rows.kept, columns.kept]
         return residual

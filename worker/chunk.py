@@ -67,9 +67,14 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
         raise
     except SystemExit:  # asked to stop: nobody's fault, so that no image's attempt is counted
         with suppress(TransientError):
-            lease.release(uncounted=lease.in_hand)
+            lease.release(blameless=bool(lease.in_hand), uncounted=lease.in_hand)
             runtime.queue.upscale(job_id, chunk)
         raise
+    except TransientError as exc:  # Redis or the registry: the sweeper queues the chunk again in a while
+        log.warning("chunk %d of %s pauses: %s", chunk, job_id, exc)
+        with suppress(TransientError):
+            lease.release(blameless=True, uncounted=lease.in_hand)
+        return
     with suppress(LeaseLost):
         runtime.queue.member(job_id, lease.commit(written))
 
@@ -156,9 +161,13 @@ class Lease:
         """The chunk is done; what to queue next."""
         return self.ledger.commit(self.job_id, self.chunk, self.token, rows, low_water=LOW_WATER, again=self.again)
 
-    def release(self, *, failed: int | None = None, why: str = "", uncounted: Iterable[int] = ()) -> bool:
+    def release(
+        self, *, failed: int | None = None, why: str = "", blameless: bool = False, uncounted: Iterable[int] = ()
+    ) -> bool:
         """Give the chunk back; False if it was not ours any more."""
-        return self.ledger.release(self.job_id, self.chunk, self.token, failed=failed, why=why, uncounted=uncounted)
+        return self.ledger.release(
+            self.job_id, self.chunk, self.token, failed=failed, why=why, blameless=blameless, uncounted=uncounted
+        )
 
     def _beat(self, *, done: tuple[int, Outcome] | None = None, start: int | None = None) -> None:
         self.on_promotion(

@@ -131,13 +131,14 @@ return redis.call('HGET', KEYS[6], 'serial') or '0'
 """
 
 # Give a chunk back at once. KEYS: open, lease, progress.
-# ARGV: chunk, token, index that failed or '', why, QUEUED_S, then indices whose attempt is not to count.
+# ARGV: chunk, token, index that failed or '', why, QUEUED_S, 1 if this lease is not to count,
+# then indices whose attempt is not to count.
 _RELEASE = """
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'why:' .. ARGV[3], ARGV[4]) end
-if #ARGV > 5 then redis.call('HINCRBY', KEYS[3], 'leases', -1) end
-for i = 6, #ARGV do redis.call('HINCRBY', KEYS[3], 'try:' .. ARGV[i], -1) end
+if ARGV[6] == '1' then redis.call('HINCRBY', KEYS[3], 'leases', -1) end
+for i = 7, #ARGV do redis.call('HINCRBY', KEYS[3], 'try:' .. ARGV[i], -1) end
 redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
 return 1
 """
@@ -384,17 +385,20 @@ class Ledger:
         *,
         failed: int | None = None,
         why: str = "",
+        blameless: bool = False,
         uncounted: Iterable[int] = (),
     ) -> bool:
         """Give a chunk back before its lease runs out; False if it was not ours.
 
         Args:
             failed: the image that broke it, and `why`.
+            blameless: this lease does not count as one without a result.
             uncounted: images that were begun and left through no fault of theirs.
         """
         keys = ("open", "lease", f"progress:{chunk}")
         index = "" if failed is None else failed
-        return bool(self._run(_RELEASE, job_id, keys, chunk, token, index, why, QUEUED_S, *uncounted))
+        words = (index, why, QUEUED_S, int(blameless), *uncounted)
+        return bool(self._run(_RELEASE, job_id, keys, chunk, token, *words))
 
     def commit(
         self,

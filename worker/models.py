@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 KEPT = 2
 """Networks in memory: the one that serves, and the one before or after it."""
 
+PAUSE_S = 5.0
+"""After a failed look at the registry, before beats ask for the next."""
+
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +76,9 @@ class Models:
         self._loaded: OrderedDict[str, Upscaler] = OrderedDict()
         self._followed: Model | None = None
         self._serial: int | None = None
-        self._lock = threading.RLock()  # a thread may load what comes next while the other asks for what is
+        self._look_again = 0.0  # monotonic time
+        self._state = threading.Lock()  # for the fields above; never held while anything is read or loaded
+        self._loading = threading.Lock()  # one thread at a time loads
         self._thread: threading.Thread | None = None
 
     def for_job(self, job: Job, serial: int) -> Upscaler:
@@ -88,39 +93,48 @@ class Models:
         """
         if not job.follow:
             return self._get(job.model)
-        self._catch_up(serial)
+        with self._loading:
+            self._catch_up(serial)
         return self._get(self._followed or job.model)
 
     def notice(self, serial: int) -> None:
-        """Something was promoted: load it on a thread of its own, so that the next chunk need not wait."""
-        with self._lock:
-            busy = self._thread is not None and self._thread.is_alive()
-            if busy or self._serial is None or serial <= self._serial:  # None: this worker follows nothing yet
-                return
-            self._thread = threading.Thread(target=self._catch_up, args=(serial,), name="reload", daemon=True)
-            self._thread.start()
+        """Something was promoted: load it on a thread of its own, so that neither this chunk nor the next must wait."""
+        if not self._is_news(serial) or time.monotonic() < self._look_again:
+            return
+        if self._serial is None or (self._thread is not None and self._thread.is_alive()):
+            return  # this worker follows nothing yet, or is at it
+        self._thread = threading.Thread(target=self._reload, args=(serial,), name="reload", daemon=True)
+        self._thread.start()
+
+    def _reload(self, serial: int) -> None:
+        with self._loading:
+            self._catch_up(serial)
+
+    def _is_news(self, serial: int) -> bool:
+        return self._serial is None or serial > self._serial
 
     def _catch_up(self, serial: int) -> None:
         """Take up the production model, if it may be another than the last one seen."""
-        with self._lock:
-            if self._serial is not None and serial <= self._serial:
-                return
-            registry = Registry(self.settings)
-            try:
-                alias = registry.alias(PRODUCTION)
-                if alias is not None and not self._take_up(Model(alias.version, alias.sha256)):
-                    self._fall_back(registry, alias)
-            except (CheckpointError, StorageUnavailable, StorageError) as exc:
-                log.warning("cannot look for a new model, so the old one goes on: %s", exc)  # and look again next time
-                return
-            self._serial = max(serial, alias.serial if alias else 0)
+        if not self._is_news(serial):
+            return
+        registry = Registry(self.settings)
+        try:
+            alias = registry.alias(PRODUCTION)
+            if alias is not None and not self._take_up(Model(alias.version, alias.sha256)):
+                self._fall_back(registry, alias)
+        except (CheckpointError, StorageUnavailable, StorageError) as exc:
+            log.warning("cannot look for a new model, so the old one goes on: %s", exc)
+            self._look_again = time.monotonic() + PAUSE_S
+            return
+        # What was read may be older than what was announced (a cache of NFS): then the next chunk looks again.
+        self._serial = alias.serial if alias else 0
 
     def _take_up(self, model: Model) -> bool:
         """Follow a promoted model from now on, if it can be used."""
         started = time.monotonic()
         try:
-            self._get(model)
-        except CheckpointError as exc:
+            self._ready(model)
+        except (CheckpointError, RuntimeError) as exc:  # torch's own: out of memory, a broken kernel, ...
             log.error("model %s is refused, the old one goes on: %s", model.version, exc)
             self.on_refused(model.version, str(exc))
             return False
@@ -134,20 +148,35 @@ class Models:
         for name in reversed(alias.history):
             if self._followed is not None:
                 return
-            with suppress(NotFound):
+            with suppress(NotFound, CheckpointError):
                 version = registry.version(name)
                 self._take_up(Model(version.name, version.sha256))
 
     def _get(self, model: Model) -> Upscaler:
-        with self._lock:
-            upscaler = self._loaded.get(model.sha256)
-            if upscaler is None:
-                upscaler = self._load(model)
-                self._loaded[model.sha256] = upscaler
-            self._loaded.move_to_end(model.sha256)
+        """A network, loaded if it must be."""
+        found = self._found(model)
+        if found is not None:
+            return found
+        with self._loading:
+            return self._ready(model)
+
+    def _ready(self, model: Model) -> Upscaler:
+        """The same, for a thread that may load."""
+        found = self._found(model)
+        if found is not None:
+            return found
+        upscaler = self._load(model)
+        with self._state:
+            self._loaded[model.sha256] = upscaler
             while len(self._loaded) > KEPT:
                 self._loaded.popitem(last=False)
-            return upscaler
+        return upscaler
+
+    def _found(self, model: Model) -> Upscaler | None:
+        with self._state:
+            if model.sha256 in self._loaded:
+                self._loaded.move_to_end(model.sha256)
+            return self._loaded.get(model.sha256)
 
     def _load(self, model: Model) -> Upscaler:
         for path in filter(None, (self.settings.weights, checkpoint.SHIPPED)):

@@ -3,7 +3,7 @@
     versions/NAME/weights.safetensors   created once
     versions/NAME/version.json          created once, last: a version without it does not exist
     aliases/production.json             the version in use, and those before it; changed by compare-and-swap only
-    aliases/candidate.json              the version that was published last and not promoted
+    aliases/candidate.json              the version that was published last without being promoted
 
 An alias's serial number only grows. Redis announces that of `production` to the workers (worker.ledger); what counts
 is what lies here.
@@ -194,7 +194,8 @@ class Registry:
             return None
         try:
             raw = json.loads(data)
-            return Alias(**{**raw, "history": tuple(raw["history"]), "tag": tag})
+            alias = Alias(**{**raw, "history": tuple(map(str, raw["history"])), "tag": tag})
+            return dataclasses.replace(alias, version=str(alias.version), serial=int(alias.serial))
         except (ValueError, TypeError, KeyError) as exc:
             raise CheckpointError(
                 f"the alias {name} in {self.uri} is damaged ({exc}); delete {_alias_key(name)} and promote again"
@@ -217,12 +218,18 @@ class Registry:
 
         Raises:
             UsageError: there is none.
+            CheckpointError: it is damaged.
             AliasMoved: somebody promoted meanwhile.
         """
         now = self.alias(PRODUCTION)
         if now is None or not now.history:
-            raise UsageError(f"{self.uri} has no version before the one in production; see 'vdsr models promote'")
-        return self._point(PRODUCTION, self.version(now.history[-1]), now, now.history[:-1])
+            raise UsageError(
+                f"{self.uri} has no version before the one in production; "
+                "'vdsr models promote shipped' goes back to the weights that ship"
+            )
+        before = self.version(now.history[-1])
+        self.weights(before)
+        return self._point(PRODUCTION, before, now, now.history[:-1])
 
     def _point(self, name: str, version: Version, over: Alias | None, history: tuple[str, ...]) -> Alias:
         alias = Alias(

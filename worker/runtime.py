@@ -36,6 +36,7 @@ class Runtime:
         from vdsr.upscale import Upscaler
 
         s = self.settings
+        torch.backends.cudnn.allow_tf32 = False  # for the whole process: two threads may compute, one of them a check
         torch.set_num_threads(s.threads or os.cpu_count() or 1)
         return Models(
             s,

@@ -42,6 +42,7 @@ class Sweeper(threading.Thread):
         self.ledger, self.runs = Ledger(settings.redis_url), RunLedger(settings.redis_url)
         self.fleet = Fleet(settings.redis_url)
         self._rounds = 0
+        self._teller: threading.Thread | None = None
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -68,8 +69,10 @@ class Sweeper(threading.Thread):
         for run_id in self.runs.sweep(queue_empty=self.fleet.queue_length(TRAINING) == 0):
             log.info("queueing training run %s again", run_id)
             self.queue.train(run_id)
-        if self._rounds % PRODUCTION_EVERY == 0:
-            self._tell_production()
+        if self._rounds % PRODUCTION_EVERY == 0 and not (self._teller and self._teller.is_alive()):
+            # On a thread of its own: a storage that hangs must not keep lost work from being found.
+            self._teller = threading.Thread(target=self._tell_production, name="production", daemon=True)
+            self._teller.start()
         self._rounds += 1
 
     def stop(self) -> None:
@@ -84,11 +87,10 @@ class Sweeper(threading.Thread):
         """Redis may have been away, or wiped, when something was promoted."""
         try:
             alias = Registry(self.settings).alias(PRODUCTION)
+            if alias is not None and self.fleet.announce(alias.serial, alias.version):
+                log.info("model %s is in production; the workers are told", alias.version)
         except VdsrError as exc:
-            log.warning("cannot look at the registry: %s", exc)
-            return
-        if alias is not None and self.fleet.announce(alias.serial, alias.version):
-            log.info("model %s is in production; the workers are told", alias.version)
+            log.warning("cannot tell what is in production: %s", exc)
 
 
 _sweepers: list[Sweeper] = []  # the one of this process, for the signals below

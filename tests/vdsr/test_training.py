@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_photos
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from vdsr import checkpoint
 from vdsr.data import FULL, Dataset, Patches, batches, image_paths, prepare, split
-from vdsr.errors import DataChanged, ImageUnreadable, NonFinite, StateMismatch
+from vdsr.errors import DataChanged, ImageUnreadable, NonFinite, StateDamaged, StateMismatch, TrainingError
 from vdsr.training.optimiser import orthogonal
 from vdsr.training.recipe import Recipe, read_recipe
 from vdsr.training.run import Progress, Result, train
@@ -135,6 +137,46 @@ def test_a_prepared_picture_is_kept_on_disk_and_mended_if_it_was_cut_short(photo
     assert np.array_equal(plain.hr, kept.hr)
     assert np.array_equal(again.bicubic[3], plain.bicubic[3])
     assert file.read_bytes() == whole
+
+
+def test_a_collection_may_have_more_files_than_may_be_open(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    photos = make_photos(tmp_path / "many", 330, size=(16, 16))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300 + len(os.listdir("/proc/self/fd")), limit[1]))
+        pictures = [prepare(path, (2,), cache=tmp_path / "cache") for path in image_paths(photos)]
+        patches = Patches(pictures, patch=8, batch=330, seed=0)
+        low, _ = patches.at(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    assert low.shape == (330, 1, 8, 8)
+
+
+def test_an_image_of_16_bits_is_refused_rather_than_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.full((24, 24), 40_000, np.uint16)).save(tmp_path / "a.png")
+
+    with pytest.raises(ImageUnreadable, match="convert it to 8-bit"):
+        prepare(tmp_path / "a.png", (2,))
+
+
+def test_a_file_of_the_run_that_is_damaged_is_named(data: Dataset, tmp_path: Path) -> None:
+    run(data, tmp_path)
+    for name in ("state.pt", "log.jsonl", "run.json"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(StateDamaged, match=f"the run's {name} is damaged"):
+            run(data, tmp_path)
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+
+    with pytest.raises(TrainingError, match="batch is 2; it must be a multiple of the 4 processes"):
+        Trainer(recipe(), CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])

@@ -295,7 +295,7 @@ def test_a_single_row_is_a_page_with_every_curve(model: VDSR) -> None:
 
 def test_pictures_that_bicubic_restores_perfectly_are_told_as_such(model: VDSR) -> None:
     flat = np.full((36, 48), 30000, np.uint16)
-    picture = Picture(hr=flat, bicubic=dict.fromkeys((2, 3, 4), flat), sha256="0" * 64)
+    picture = Picture(np.stack([flat] * 4), (2, 3, 4), flat.shape, "0" * 64)
     perfect = {scale: [float("inf"), float("inf")] for scale in "234"}
 
     page = Page(write_report(RECORD, [row(400, perfect)], silent(model), [picture]))
@@ -368,7 +368,7 @@ def test_the_crop_is_where_bicubic_loses_most(model: VDSR) -> None:
     low = np.full((300, 420), 20000, np.uint16)
     high = low.copy()
     high[150:160, 200:210] = 40000
-    picture = Picture(hr=high, bicubic={2: low}, sha256="0" * 64)
+    picture = Picture(np.stack([high, low]), (2,), low.shape, "0" * 64)
 
     shown = np.asarray(Page(write_report(RECORD, [], silent(model), [picture])).image("×2, only image: truth"))
 

@@ -230,7 +230,7 @@ def test_an_attempt_that_was_nobodys_fault_does_not_count(ledger: Ledger, job: J
         assert grant is not None
         assert (grant.attempts.get(0, 0), grant.fruitless) == (0, 1)
         ledger.beat(job.id, 0, f"w{n}", 30, start=0)
-        ledger.release(job.id, 0, f"w{n}", uncounted=[0])
+        ledger.release(job.id, 0, f"w{n}", blameless=True, uncounted=[0])
 
 
 def test_an_expired_lease_is_found_however_many_chunks_wait(ledger: Ledger, job: Job) -> None:

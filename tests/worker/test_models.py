@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,49 @@ def test_a_noticed_promotion_is_loaded_while_the_old_model_serves(models: Models
     assert models.for_job(following, serial).identity.version == "v2"
 
 
+def test_a_registry_that_is_slow_holds_up_neither_beats_nor_other_jobs(
+    models: Models, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = published(registry, "v1"), published(registry, "v2", 2)
+    models.for_job(job(one, follow=True), promote(registry, one))
+    serial = promote(registry, two)
+    waits = threading.Event()
+    whole = Registry.weights
+
+    def slow(self: Registry, version: Version) -> bytes:
+        waits.wait(20)
+        return whole(self, version)
+
+    monkeypatch.setattr(Registry, "weights", slow)
+    models.notice(serial)
+    started = time.monotonic()
+    for _ in range(3):
+        models.notice(serial)
+    assert models.for_job(job(one), serial).identity.version == "v1"
+    took = time.monotonic() - started
+    waits.set()
+    assert models._thread is not None
+    models._thread.join()
+
+    assert took < 5
+    assert models.for_job(job(one, follow=True), serial).identity.version == "v2"
+
+
+def test_an_alias_read_from_a_stale_cache_is_read_again(models: Models, registry: Registry) -> None:
+    one, two = published(registry, "v1"), published(registry, "v2", 2)
+    following = job(one, follow=True)
+    models.for_job(following, promote(registry, one))
+    key = "aliases/production.json"
+    stale = registry.storage.read(key)
+    serial = promote(registry, two)
+    fresh = registry.storage.read(key)
+    registry.storage.write(key, stale)
+    assert models.for_job(following, serial).identity.version == "v1"
+
+    registry.storage.write(key, fresh)
+    assert models.for_job(following, serial).identity.version == "v2"
+
+
 @pytest.mark.parametrize("harm", ["cut", "other", "absent", "wrong output"])
 def test_a_bad_promotion_is_refused_and_the_old_model_goes_on(
     models: Models, registry: Registry, refused: dict[str, str], harm: str
@@ -162,6 +206,8 @@ def test_an_alias_that_cannot_be_read_is_looked_at_again(models: Models, registr
     registry.storage.write(key, whole[:20])
 
     assert models.for_job(following, serial).identity.version == "v1"
+    models.notice(serial)
+    assert models._thread is None  # not at every beat
 
     registry.storage.write(key, whole)
     assert models.for_job(following, serial).identity.version == "v2"

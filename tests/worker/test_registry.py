@@ -87,6 +87,16 @@ def test_promotions_can_be_taken_back_one_by_one(registry: Registry) -> None:
         registry.rollback()
 
 
+def test_a_rollback_to_a_damaged_version_is_refused(registry: Registry) -> None:
+    for n in (1, 2):
+        registry.promote(published(registry, f"v{n}", n), over=registry.alias(PRODUCTION))
+    registry.storage.write("versions/v1/weights.safetensors", b"")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        registry.rollback()
+    assert registry.version(PRODUCTION).name == "v2"
+
+
 def test_what_was_decided_on_an_alias_that_has_moved_does_not_count(registry: Registry) -> None:
     one, two, three = (published(registry, f"v{n}", n) for n in (1, 2, 3))
     seen = registry.promote(one, over=None)

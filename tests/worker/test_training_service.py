@@ -21,6 +21,8 @@ from worker.training.dataset import read_dataset
 from worker.training.ledger import RunLedger, RunRecord
 from worker.training.publish import shortfall
 from worker.training.runs import Run, new_run_id
+from worker.training.task import RunLease
+from worker.training.work import Watch, do_run
 
 pytestmark = [pytest.mark.redis, pytest.mark.s3]
 
@@ -207,18 +209,21 @@ def test_only_one_worker_owns_a_run(quiet: RunLedger, service: Service, photos: 
     run = drafted(service, photos)
     quiet.create(run)
 
-    taken = quiet.lease(run.id, "me", 30)
-    assert taken == (run, 1)
+    assert quiet.lease(run.id, "me", 30) == (run.to_json(), 1)
     assert quiet.lease(run.id, "you", 30) is None
-    assert quiet.lease(run.id, "me", 30) == (run, 2)  # the first answer was lost
+    assert quiet.lease(run.id, "me", 30) == (run.to_json(), 2)  # the first answer was lost
     with pytest.raises(LeaseLost):
         quiet.beat(run.id, "you", 30, 1, {})
-    assert not quiet.release(run.id, "you")
-    assert quiet.release(run.id, "me")
-    assert quiet.lease(run.id, "you", 30) == (run, 3)
+    assert not quiet.release(run.id, "you", blameless=False)
+    assert quiet.release(run.id, "me", blameless=True)
+    assert quiet.lease(run.id, "you", 30) == (run.to_json(), 2)
     quiet.beat(run.id, "you", 30, 7, {"step": 7})
-    assert quiet.release(run.id, "you")
-    assert quiet.lease(run.id, "me", 30) == (run, 1)  # it got on
+    assert quiet.release(run.id, "you", blameless=False)
+    assert quiet.lease(run.id, "me", 30) == (run.to_json(), 1)  # it got on
+    quiet.beat(run.id, "me", 30, 0, {"phase": "reading images"})  # and is behind that again
+    quiet.beat(run.id, "me", 30, 7, {"step": 7})
+    assert quiet.release(run.id, "me", blameless=False)
+    assert quiet.lease(run.id, "me", 30) == (run.to_json(), 2)
     quiet.end(run.id, State.CANCELLED)
     with pytest.raises(JobStopped):
         quiet.beat(run.id, "me", 30, 8, {})
@@ -244,6 +249,41 @@ def test_a_lost_lease_and_a_lost_message_are_found_by_the_sweeper(
     quiet.end(run.id, State.CANCELLED)
     assert run.id not in quiet.sweep(queue_empty=True)
     assert run.id in quiet.run_ids()
+
+
+def test_a_worker_that_lost_its_run_does_not_write_over_its_successor(
+    quiet: RunLedger, service: Service, photos: Path
+) -> None:
+    run = drafted(service, photos)
+    quiet.create(run)
+    mine = RunLease(quiet, run.id, 30)
+    assert mine.take() is not None
+    quiet._redis.do("hset", f"vdsr:{{{run.id}}}:run", "token", "successor")
+
+    with pytest.raises(LeaseLost):
+        do_run(run, service.settings, Watch(on_progress=mine.on_progress, before_save=mine.guard))
+
+    assert not Path(run.folder, "state.pt").exists()
+    quiet.end(run.id, State.CANCELLED)
+
+
+def test_a_run_whose_redis_is_away_for_as_long_as_a_lease_is_lost(service: Service, photos: Path) -> None:
+    lease = RunLease(RunLedger("redis://localhost:1/0"), "train-x", 30)
+    lease.confirm()  # a moment is nothing
+    lease._renewed -= 31
+
+    with pytest.raises(LeaseLost):
+        lease.confirm()
+
+
+def test_a_folder_has_one_run_at_a_time(quiet: RunLedger, service: Service, photos: Path) -> None:
+    run = drafted(service, photos)
+    quiet.create(run)
+    assert quiet.in_folder(run.folder) == run.id
+    assert quiet.in_folder("/elsewhere") is None
+
+    quiet.end(run.id, State.CANCELLED)
+    assert quiet.in_folder(run.folder) is None
 
 
 def test_an_unknown_run_is_not_found(ledger: RunLedger) -> None:

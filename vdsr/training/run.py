@@ -29,14 +29,14 @@ import torch
 import vdsr
 from vdsr import checkpoint
 from vdsr.data import Dataset, Patches, batches
-from vdsr.errors import DataChanged, NonFinite
+from vdsr.errors import DataChanged, NonFinite, StateDamaged
 from vdsr.training.events import Events
 from vdsr.training.optimiser import learning_rate
 from vdsr.training.trainer import Trainer, validate
 
 STATE, LOG, WEIGHTS, RUN, DATA = "state.pt", "log.jsonl", "vdsr.safetensors", "run.json", "data.json"
-SAVE_S = 45.0
-"""Between two saved states: a kill costs less than a minute."""
+SAVE_S = 30.0
+"""Between two saved states: with a validation on a slow machine between, a kill costs less than a minute."""
 ROW_EVERY = 50
 """Steps between two rows of the log."""
 
@@ -92,6 +92,7 @@ def train(
     command: str,
     events: Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    before_save: Callable[[], None] = lambda: None,
     save_s: float = SAVE_S,
 ) -> Result:
     """Train from the first step, or from the last state that lies in the store, to the end.
@@ -101,16 +102,18 @@ def train(
         command: for the card, so that somebody can do it again.
         events: a local folder for TensorBoard's file; if it is the store's own, TensorBoard follows it live.
         on_progress: called after every step; what it raises ends the run at that step, with its state saved.
+        before_save: called before a state is saved; what it raises ends the run without saving, for a process that
+            is not the run's owner any more must not put its state over the owner's.
         save_s: seconds between two saved states.
 
     Raises:
         NonFinite: training diverged.
         StateMismatch, DataChanged: the store holds a run of another recipe, or of other images.
     """
-    session = _Session(trainer, data, store, events, on_progress, save_s)
+    session = _Session(trainer, data, store, events, on_progress, before_save, save_s)
     record = session.begin(version, command)
     session.work()
-    return session.finish(record["version"], record["command"])
+    return session.finish(version, record["command"])
 
 
 class _Session:
@@ -123,15 +126,17 @@ class _Session:
         store: Store,
         events: Path,
         on_progress: Callable[[Progress], None],
+        before_save: Callable[[], None],
         save_s: float,
     ) -> None:
         self.trainer, self.data, self.store = trainer, data, store
-        self.on_progress, self.save_s = on_progress, save_s
+        self.on_progress, self.before_save, self.save_s = on_progress, before_save, save_s
         self.recipe = trainer.recipe
         self.rank, self.world = trainer.rank, trainer.world
         self.rows: list[dict[str, Any]] = []
         self.losses: list[torch.Tensor] = []
-        self.events = Events(events) if self.rank == 0 else None
+        self.events_folder = events
+        self.events: Events | None = None
         self.earlier_s = 0.0
         self.started = time.monotonic()
 
@@ -145,7 +150,10 @@ class _Session:
             "sessions": [],
         }
         if self.store.exists(RUN):
-            record = {**json.loads(self.store.read(RUN)), "recipe": self.recipe.to_dict(), "command": command}
+            earlier = _read_json(self.store, RUN)
+            record = {**record, "sessions": earlier["sessions"], "data": earlier["data"]}
+            if earlier["recipe"] == record["recipe"]:
+                record["command"] = earlier["command"]  # done again, the same file comes out
             if record["data"]["digest"] != self.data.digest:
                 raise DataChanged(
                     "the images, or their split, are not those that the run began with (data.json lists them); "
@@ -153,14 +161,13 @@ class _Session:
                 )
         if self.store.exists(STATE):
             self.trainer.restore(self.store.read(STATE))
-            lines = self.store.read(LOG).decode().splitlines()
-            self.rows = [row for row in map(json.loads, lines) if row["step"] <= self.trainer.step]
+            self.rows = [row for row in _read_rows(self.store) if row["step"] <= self.trainer.step]
             self.earlier_s = max((row["seconds"] for row in self.rows), default=0.0)
         record["sessions"].append({"from_step": self.trainer.step, **environment(self.trainer)})
         if self.rank == 0:
             self.store.write(RUN, _json(record))
             self.store.write(DATA, _json(self.data.manifest))
-        if self.events:
+            self.events = Events(self.events_folder)
             self.events.rewrite(self.rows)
         return record
 
@@ -224,7 +231,8 @@ class _Session:
             "learning_rate": float(f"{learning_rate(self.recipe, step - 1):.6g}"),
         }
         if self.rank == 0 and (step % self.recipe.validate_every == 0 or step == self.recipe.steps):
-            figures = validate(self.trainer.result, list(self.data.validation))
+            exact = step == self.recipe.steps  # what publication and card tell; the rest only shows the way
+            figures = validate(self.trainer.result, list(self.data.validation), exact=exact)
             row["psnr_y"] = {str(scale): [round(db, 4) for db in pair] for scale, pair in figures.items()}
         row["seconds"] = round(self._seconds(), 1)
         self.rows.append(row)
@@ -239,6 +247,7 @@ class _Session:
             self._check(loss)
         if not _is_whole(self.trainer):
             raise NonFinite(self.trainer.step)
+        self.before_save()
         self.store.write(LOG, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self.store.write(STATE, self.trainer.state())
         if self.events:
@@ -281,6 +290,22 @@ def code_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _read_json(store: Store, key: str) -> dict[str, Any]:
+    try:
+        record = json.loads(store.read(key))
+        return {name: record[name] for name in ("recipe", "command", "data", "sessions", "version")}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StateDamaged(key, exc) from exc
+
+
+def _read_rows(store: Store) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in store.read(LOG).splitlines()]
+        return [row for row in rows if row["step"] >= 0 and row["seconds"] >= 0]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StateDamaged(LOG, exc) from exc
 
 
 def _latest_validation(rows: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:

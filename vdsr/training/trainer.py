@@ -8,6 +8,7 @@ the step. On one machine, a run that was killed and resumed gives the same weigh
 from __future__ import annotations
 
 import io
+import pickle
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from vdsr.data import FULL, Picture
 from vdsr.device import cpu_computes_bf16
-from vdsr.errors import StateMismatch
+from vdsr.errors import CheckpointError, StateDamaged, StateMismatch, TrainingError
 from vdsr.evaluate import code_values
 from vdsr.metrics import psnr_y
 from vdsr.model import VDSR, VDSRConfig
@@ -39,6 +40,9 @@ class Trainer:
             compiled: use torch.compile; needs a C++ compiler on the CPU.
             start: weights to begin with, instead of random ones.
         """
+        if device.type == "cuda":  # a resumed run is to give the same weights, and fp32 is to be fp32
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = False
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
         self.rank, self.world = (
@@ -46,9 +50,13 @@ class Trainer:
             if torch.distributed.is_initialized()
             else (0, 1)
         )
+        if recipe.batch % self.world:
+            raise TrainingError(f"batch is {recipe.batch}; it must be a multiple of the {self.world} processes")
         self.step = 0
         self.model = VDSR(VDSRConfig())
         if start is not None:
+            if start.config != self.model.config:
+                raise CheckpointError(f"the weights to begin with are of {start.config}; give {self.model.config}")
             self.model.load_state_dict(start.state_dict())
         self.model.to(device)
         for kernel in self.model.kernels:
@@ -95,7 +103,11 @@ class Trainer:
             optimiser.step()
         self.step += 1
         self._follow()
-        return told.detach()
+        told = told.detach()
+        if self.world > 1:
+            torch.distributed.all_reduce(told)  # so that all of them see a loss that is no number
+            told /= self.world
+        return told
 
     def state(self) -> bytes:
         """Everything that `restore` needs."""
@@ -117,9 +129,14 @@ class Trainer:
 
         Raises:
             StateMismatch: it was saved with another recipe.
+            StateDamaged: it is none.
         """
-        state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
-        theirs = Recipe.from_dict(state["recipe"])
+        try:
+            # On the CPU first: each optimiser moves what it wants on the device, and Adam counts its steps on the CPU.
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            theirs = Recipe.from_dict(state["recipe"])
+        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as exc:
+            raise StateDamaged("state.pt", str(exc).partition("\n")[0]) from exc
         if changed := [
             key for key in _decisive(self.recipe, theirs, state["step"]) if _differ(self.recipe, theirs, key)
         ]:
@@ -164,25 +181,34 @@ def _differ(mine: Recipe, theirs: Recipe, key: str) -> bool:
 
 def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 is arithmetic of the device, not an emulation that is slower than fp32."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_computes_bf16()
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_computes_bf16()
 
 
 @torch.no_grad()
-def validate(model: VDSR, pictures: list[Picture]) -> dict[int, tuple[float, float]]:
-    """Mean PSNR-Y in dB at each scale, of bicubic and of the network, on the pictures' centres."""
+def validate(model: VDSR, pictures: list[Picture], *, exact: bool = False) -> dict[int, tuple[float, float]]:
+    """Mean PSNR-Y in dB at each scale, of bicubic and of the network, on the pictures' centres.
+
+    Args:
+        exact: compute in fp32, as workers do; otherwise in bf16 where the device has it, which is faster and costs a
+            few hundredths of a dB.
+    """
+    bf16 = not exact and computes_bf16(next(model.parameters()).device)
     device = next(model.parameters()).device
     figures = {}
-    for scale in sorted(pictures[0].bicubic):
+    for scale in sorted(pictures[0].scales):
         rows = []
         for picture in pictures:
             window = tuple(slice(max(0, n // 2 - WINDOW // 2), n // 2 + WINDOW // 2) for n in picture.hr.shape)
             low = picture.bicubic[scale][window].astype(np.float32) / FULL
             high = code_values(picture.hr[window] / FULL)
             y = torch.from_numpy(low)[None, None].to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 residual = model.residual(y).float()
             sr = code_values((y + residual)[0, 0].cpu().numpy())
             rows.append((psnr_y(code_values(low), high, shave=scale), psnr_y(sr, high, shave=scale)))
-        bicubic_db, model_db = np.mean(rows, axis=0)
+        telling = [
+            row for row in rows if np.isfinite(row).all()
+        ]  # a flat picture is restored exactly, and tells nothing
+        bicubic_db, model_db = np.mean(telling or rows, axis=0)
         figures[scale] = (float(bicubic_db), float(model_db))
     return figures

@@ -14,6 +14,7 @@ A run's files lie in its folder (vdsr.training.run); the hash expires KEEP_S aft
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +53,18 @@ return {'granted', redis.call('HGET', KEYS[1], 'spec'), redis.call('HINCRBY', KE
 _BEAT = """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 'lost' end
 if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
-if redis.call('HGET', KEYS[1], 'step') ~= ARGV[3] then redis.call('HSET', KEYS[1], 'leases', 0) end
-redis.call('HSET', KEYS[1], 'deadline', now + ARGV[2], 'step', ARGV[3], 'progress', ARGV[4])
+if tonumber(ARGV[3]) > tonumber(redis.call('HGET', KEYS[1], 'step')) then
+  redis.call('HSET', KEYS[1], 'leases', 0, 'step', ARGV[3])
+end
+redis.call('HSET', KEYS[1], 'deadline', now + ARGV[2], 'progress', ARGV[4])
 return 'ok'
 """
 
-# KEYS: run. ARGV: token, QUEUED_S. -> 1, or 0 if it was not ours.
+# KEYS: run. ARGV: token, QUEUED_S, 1 if the attempt is not to count. -> 1, or 0 if it was not ours.
 _RELEASE = """
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HDEL', KEYS[1], 'token')
+if ARGV[3] == '1' then redis.call('HINCRBY', KEYS[1], 'leases', -1) end
 redis.call('HSET', KEYS[1], 'deadline', now + ARGV[2])
 return 1
 """
@@ -84,7 +88,9 @@ if not state or ended(state) then redis.call('SREM', KEYS[2], ARGV[1]) return 0 
 local overdue = now - tonumber(redis.call('HGET', KEYS[1], 'deadline'))
 local owned = redis.call('HDEL', KEYS[1], overdue >= 0 and 'token' or '') == 1
 if overdue < 0 or not (owned or ARGV[2] == '1' or overdue >= tonumber(ARGV[4])) then return 0 end
-redis.call('HSET', KEYS[1], 'deadline', now + ARGV[3])
+-- While other messages wait, one that is not taken probably waits too: it is repeated late and seldom.
+local soon = owned or ARGV[2] == '1'
+redis.call('HSET', KEYS[1], 'deadline', now + (soon and ARGV[3] or 6 * ARGV[4]))
 return 1
 """
 
@@ -122,13 +128,13 @@ class RunLedger:
         """Record a new run, to be queued."""
         self._redis.run(_CREATE, (_key(run.id), RUNS, OPEN), run.to_json(), run.id, QUEUED_S)
 
-    def lease(self, run_id: str, token: str, lease_s: float) -> tuple[Run, int] | None:
-        """Own a run for a while; and how often it was taken, this time included, since it last got on.
+    def lease(self, run_id: str, token: str, lease_s: float) -> tuple[str, int] | None:
+        """Own a run for a while: its record as JSON, and how often it was taken, this time included, since it got on.
 
         None if it is another's or has ended.
         """
         verdict, *answer = self._redis.run(_PRELUDE + _LEASE, (_key(run_id),), token, lease_s)
-        return (Run.from_json(answer[0]), int(answer[1])) if verdict == "granted" else None
+        return (answer[0], int(answer[1])) if verdict == "granted" else None
 
     def beat(self, run_id: str, token: str, lease_s: float, step: int, progress: dict[str, Any]) -> None:
         """Renew a lease, and tell how the run stands.
@@ -143,9 +149,13 @@ class RunLedger:
         if answer == "lost":
             raise LeaseLost(run_id)
 
-    def release(self, run_id: str, token: str) -> bool:
-        """Give a run back before its lease runs out; False if it was not ours."""
-        return bool(self._redis.run(_RELEASE, (_key(run_id),), token, QUEUED_S))
+    def release(self, run_id: str, token: str, *, blameless: bool) -> bool:
+        """Give a run back before its lease runs out; False if it was not ours.
+
+        Args:
+            blameless: this attempt does not count against the run.
+        """
+        return bool(self._redis.run(_RELEASE, (_key(run_id),), token, QUEUED_S, int(blameless)))
 
     def end(
         self, run_id: str, state: State, *, token: str = "", error: str = "", result: dict[str, Any] | None = None
@@ -205,6 +215,15 @@ class RunLedger:
             finished=finished,
             seconds=(finished or self._redis.now()) - started if started else 0.0,
         )
+
+    def in_folder(self, folder: str) -> str | None:
+        """The run that is queued or being trained in a folder, if there is one."""
+        for run_id in self._redis.do("smembers", OPEN):
+            with suppress(NotFound):
+                record = self.record(run_id)
+                if record.run.folder == folder and not record.state.ended:
+                    return str(run_id)
+        return None
 
     def run_ids(self) -> list[str]:
         """Every run that is still known, newest first."""

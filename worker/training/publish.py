@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vdsr import checkpoint, smoke
-from vdsr.data import Dataset
 from vdsr.errors import CheckpointError
 from vdsr.training.run import WEIGHTS
 from vdsr.training.trainer import validate
@@ -58,7 +57,7 @@ def conclude(run: Run, trained: Trained, settings: Settings, fleet: Fleet | None
     if run.publish:
         weights = trained.store.read(WEIGHTS)
         told["publication"] = asdict(
-            publish_run(weights, result.identity.version, result.psnr_y, trained.data, settings, fleet, force=run.force)
+            publish_run(weights, result.identity.version, result.psnr_y, trained, settings, fleet, force=run.force)
         )
     return told
 
@@ -67,24 +66,28 @@ def publish_run(
     weights: bytes,
     name: str,
     figures: Figures,
-    data: Dataset,
+    trained: Trained,
     settings: Settings,
     fleet: Fleet | None,
     *,
     force: bool = False,
 ) -> Verdict:
-    """Publish weights, and promote them if they are better than what is in production."""
+    """Publish weights, and promote them if they are better than what is in production.
+
+    Args:
+        figures: of these weights in fp32 on the run's validation images, as production's are measured here.
+    """
     registry = Registry(settings)
     metrics = {
         "psnr_y": {str(scale): {"bicubic": b, "vdsr": v} for scale, (b, v) in figures.items()},
-        "validation": data.validation_digest,
+        "validation": trained.data.validation_digest,
     }
     version = publish(registry, weights, name=name, metrics=metrics)
     for _ in range(TRIES):
         over = registry.alias(PRODUCTION)
         if over is not None and over.sha256 == version.sha256:
             return Verdict(version.name, True, "it is in production already")
-        reason = shortfall(figures, *_incumbent(registry, over, data))
+        reason = shortfall(figures, *_incumbent(registry, over, trained))
         if reason and not force:
             _point_candidate(registry, version)
             return Verdict(version.name, False, reason)
@@ -127,7 +130,7 @@ def shortfall(figures: Figures, incumbent: Figures, name: str) -> str:
     return ""
 
 
-def _incumbent(registry: Registry, alias: Alias | None, data: Dataset) -> tuple[Figures, str]:
+def _incumbent(registry: Registry, alias: Alias | None, trained: Trained) -> tuple[Figures, str]:
     """What is in production, or ships, on the same validation images."""
     try:
         if alias is None:
@@ -138,7 +141,7 @@ def _incumbent(registry: Registry, alias: Alias | None, data: Dataset) -> tuple[
     except (CheckpointError, NotFound) as exc:  # what nobody can use any more has no claim to its place
         log.warning("the model in production cannot be used: %s", exc)
         return {}, "nothing"
-    return validate(model, list(data.validation)), identity.version
+    return validate(model.to(trained.device), list(trained.data.validation), exact=True), identity.version
 
 
 def _point_candidate(registry: Registry, version: Version) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -38,36 +39,42 @@ def do_training(runtime: Runtime, run_id: str) -> None:
     taken = lease.take()
     if taken is None:
         return
-    run, leases = taken
     try:
-        require_training()
-        _refuse_fruitless(leases)
-        with lease.kept():
-            trained = do_run(run, runtime.settings, Watch(lease.on_image, lease.on_progress))
-            lease.tell(phase="publishing" if run.publish else "writing the report")
-            result = conclude(run, trained, runtime.settings, runtime.fleet)
-        lease.end(State.COMPLETED, result=result)
+        lease.end(State.COMPLETED, result=_trained(runtime, lease, *taken))
     except JobStopped:
         log.info("run %s has ended; its state is saved", run_id)
     except LeaseLost:
         log.warning("run %s was taken over by another worker; leaving it", run_id)
     except TransientError as exc:
         log.warning("run %s pauses: %s", run_id, exc)
-        lease.release()  # the sweeper queues it again in a while
-    except VdsrError as exc:
-        log.error("run %s fails: %s", run_id, exc)
-        with suppress(LeaseLost):
-            lease.end(State.FAILED, error=str(exc))
+        with suppress(TransientError):  # the sweeper finds it either way, and queues it again in a while
+            lease.release(blameless=True)
     except SystemExit:  # asked to stop: another worker goes on from the last state
         with suppress(TransientError):
-            if lease.release():
+            if lease.release(blameless=True):
                 runtime.queue.train(run_id)
         raise
+    except Exception as exc:
+        if isinstance(exc, VdsrError):
+            log.error("run %s fails: %s", run_id, exc)
+        else:
+            log.exception("run %s met a fault of this program", run_id)
+        with suppress(LeaseLost, TransientError):
+            lease.end(State.FAILED, error=str(exc) if isinstance(exc, VdsrError) else repr(exc))
 
 
-def _refuse_fruitless(leases: int) -> None:
+def _trained(runtime: Runtime, lease: RunLease, spec: str, leases: int) -> dict[str, Any]:
+    """Train and publish; what there is to tell."""
     if leases > FRUITLESS:
         raise VdsrError(f"the run was begun {leases} times without a step done; the workers' logs tell why")
+    run = Run.from_json(spec)
+    require_training()
+    with lease.kept():
+        watch = Watch(lease.on_image, lease.on_progress, lease.guard)
+        trained = do_run(run, runtime.settings, watch)
+        lease.tell(phase="publishing" if run.publish else "done")
+        lease.confirm()  # a run that was cancelled meanwhile promotes nothing
+        return conclude(run, trained, runtime.settings, runtime.fleet)
 
 
 class RunLease:
@@ -77,11 +84,12 @@ class RunLease:
         self.ledger, self.run_id, self.seconds = ledger, run_id, seconds
         self.token = secrets.token_hex(8)
         self._facts: dict[str, Any] = {"phase": "starting"}
+        self._renewed = time.monotonic()
         self._ended = threading.Event()
         self._verdict: JobStopped | LeaseLost | None = None
 
-    def take(self) -> tuple[Run, int] | None:
-        """Own the run, if it is free."""
+    def take(self) -> tuple[str, int] | None:
+        """Own the run, if it is free: its record, and how often it was taken in vain."""
         return self.ledger.lease(self.run_id, self.token, self.seconds)
 
     @contextmanager
@@ -109,24 +117,44 @@ class RunLease:
         if self._verdict is not None:
             raise self._verdict
 
-    def release(self) -> bool:
+    def confirm(self) -> None:
+        """Make sure that the run is still ours: asked before anything is written over.
+
+        Raises:
+            JobStopped: the run was cancelled.
+            LeaseLost: it is another worker's, or may be by now, as Redis has not answered for as long as a lease lasts.
+        """
+        try:
+            self._beat()
+        except TransientError as exc:
+            if time.monotonic() - self._renewed > self.seconds:
+                raise LeaseLost(self.run_id) from exc
+
+    def guard(self) -> None:
+        """The same before a state is saved, which a run that was cancelled does too."""
+        with suppress(JobStopped):
+            self.confirm()
+
+    def release(self, *, blameless: bool) -> bool:
         """Give the run back; False if it was not ours any more."""
-        return self.ledger.release(self.run_id, self.token)
+        return self.ledger.release(self.run_id, self.token, blameless=blameless)
 
     def end(self, state: State, *, error: str = "", result: dict[str, Any] | None = None) -> None:
         """The run is over."""
         self.ledger.end(self.run_id, state, token=self.token, error=error, result=result)
 
+    def _beat(self) -> None:
+        told = self._facts
+        self.ledger.beat(self.run_id, self.token, self.seconds, told.get("step", 0), told)
+        self._renewed = time.monotonic()
+
     def _renew(self) -> None:
         while not self._ended.wait(min(TELL_S, self.seconds / 6)):
-            told = self._facts
             try:
-                self.ledger.beat(self.run_id, self.token, self.seconds, told.get("step", 0), told)
+                self.confirm()
             except (JobStopped, LeaseLost) as exc:
                 self._verdict = exc
                 return
-            except TransientError as exc:
-                log.warning("cannot renew the lease of run %s: %s", self.run_id, exc)
 
 
 def facts(progress: Progress) -> dict[str, Any]:

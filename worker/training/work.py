@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,14 +29,18 @@ from worker.training.dataset import read_dataset
 from worker.training.runs import Run
 from worker.uris import open_storage
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Watch:
-    """Who wants to know how a run goes; what either raises stops it, with its state saved."""
+    """Who wants to know how a run goes; what the first two raise stops it, with its state saved."""
 
     on_image: Callable[[int, int], None] = lambda done, total: None
     """Images read, and their total."""
     on_progress: Callable[[Progress], None] = lambda progress: None
+    before_save: Callable[[], None] = lambda: None
+    """What this raises stops the run without saving."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Trained:
     result: Result
     data: Dataset
     store: Storage
+    device: torch.device
 
 
 def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
@@ -64,16 +70,17 @@ def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
                 trainer,
                 data,
                 store,
-                version=run.version,
+                version=_version(run, store),
                 command=run.command,
                 events=events,
                 on_progress=watch.on_progress,
+                before_save=watch.before_save,
             )
         except (JobStopped, KeyboardInterrupt):
             _report(trainer, data, store)
             raise
     _report(trainer, data, store)
-    return Trained(result, data, store)
+    return Trained(result, data, store, trainer.device)
 
 
 def _report(trainer: Trainer, data: Dataset, store: Storage) -> None:
@@ -81,17 +88,32 @@ def _report(trainer: Trainer, data: Dataset, store: Storage) -> None:
     if trainer.rank != 0 or not store.exists(LOG):
         return
     rows = [json.loads(line) for line in store.read(LOG).splitlines()]
-    html = write_report(json.loads(store.read(RUN)), rows, trainer.result, data.validation)
-    store.write("report.html", html.encode())
+    try:
+        html = write_report(json.loads(store.read(RUN)), rows, trainer.result, data.validation)
+    except Exception:  # hours of training must not be lost for a picture of them
+        log.exception("the report of the run could not be made")
+    else:
+        store.write("report.html", html.encode())
+
+
+def _version(run: Run, store: Storage) -> str:
+    """The name of the weights: the user's, else the one that the run began with."""
+    if run.version == run.id and store.exists(RUN):
+        return str(json.loads(store.read(RUN)).get("version", run.version))
+    return run.version
 
 
 @contextmanager
-def together() -> Iterator[bool]:
-    """Join the other processes that torchrun has started, if it has; whether this one speaks for all."""
+def together(device: str) -> Iterator[bool]:
+    """Join the other processes that torchrun has started, if it has; whether this one speaks for all.
+
+    Args:
+        device: as in VDSR_DEVICE.
+    """
     if not torch.distributed.is_torchelastic_launched():
         yield True
         return
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group("nccl" if choose_device(device).type == "cuda" else "gloo")
     try:
         yield torch.distributed.get_rank() == 0
     finally:
@@ -102,7 +124,7 @@ def _device(settings: Settings) -> torch.device:
     """The device of this process: under torchrun each takes a card of its own."""
     device = choose_device(settings.device)
     if torch.distributed.is_initialized() and device.type == "cuda":
-        device = torch.device("cuda", torch.distributed.get_node_local_rank())
+        device = choose_device(f"cuda:{torch.distributed.get_node_local_rank()}")
         torch.cuda.set_device(device)
     return device
 
