@@ -20,6 +20,8 @@ from worker.settings import load_settings
 from worker.training.dataset import read_dataset
 
 RATES = {"sgd": 0.1, "adam": 1e-3, "muon": 0.005}
+PAPERS = {"loss": "l2", "clip": "adjustable", "clip_at": 1e-4}
+"""SGD needs them: its steps are as large as its gradients."""
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
     for optimiser, rate in RATES.items():
         changes = {"optimiser": optimiser, "learning_rate": rate, "steps": args.steps, "patch": 48, "ema": 0.995}
         changes["decay_steps"] = args.steps * 6 // 10
+        changes |= PAPERS if optimiser == "sgd" else {}
         recipe = read_recipe("best", {key: str(value) for key, value in changes.items()})
         trainer = Trainer(recipe, torch.device("cpu"))
         patches = Patches(data.train, patch=recipe.patch, batch=recipe.batch, seed=recipe.seed)

@@ -37,7 +37,7 @@ def command(uris: tuple[str, ...], as_json: bool) -> int:
 
     settings = load_settings()
     checks = []
-    for check in (*_machine(settings), *_broker(settings), *_places(uris, settings)):
+    for check in (*_machine(settings), *_broker(settings), *_registry(settings), *_places(uris, settings)):
         checks.append(check)
         if not as_json:
             click.echo(f"{check.verdict:6}  {check.name}: {check.detail}")
@@ -50,6 +50,8 @@ def _machine(settings: Settings) -> Iterator[Check]:
     from vdsr import __version__, checkpoint
     from vdsr.device import DeviceError, choose_device
     from vdsr.errors import CheckpointError
+    from worker.errors import UsageError
+    from worker.training import require_training
 
     yield Check("vdsr", "ok", f"{__version__}, Python {platform.python_version()} at {sys.executable}")
     try:
@@ -68,6 +70,11 @@ def _machine(settings: Settings) -> Iterator[Check]:
             yield Check("speed", "note", "no CUDA device is used; expect 0.1 to 1 megapixel/s of output")
     except (ImportError, DeviceError) as exc:
         yield Check("device", "broken", f"{exc}; pip install 'vdsr' with a torch build for this machine")
+    try:
+        require_training()
+        yield Check("training", "ok", "its packages are here")
+    except UsageError as exc:
+        yield Check("training", "note", str(exc))
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
@@ -94,6 +101,22 @@ def _broker(settings: Settings) -> Iterator[Check]:
     except (BrokerUnreachable, UsageError) as exc:
         named = "VDSR_REDIS_URL" in os.environ
         yield Check("Redis", "broken" if named else "note", str(exc))
+
+
+def _registry(settings: Settings) -> Iterator[Check]:
+    from vdsr.errors import VdsrError
+    from worker.registry import PRODUCTION, Registry
+
+    try:
+        registry = Registry(settings)
+        versions, damaged = registry.versions()
+        alias = registry.alias(PRODUCTION)
+    except VdsrError as exc:
+        yield Check("models", "broken", str(exc))
+        return
+    used = f"{alias.version} in production" if alias else "nothing in production, so the weights that ship are used"
+    state = "broken" if damaged else "ok"
+    yield Check("models", state, f"{registry.uri}: {len(versions)} versions, {len(damaged)} damaged, {used}")
 
 
 def _places(uris: tuple[str, ...], settings: Settings) -> Iterator[Check]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @click.command(name="eval")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-s", "--scale", "scales", type=float, multiple=True, default=(2.0, 3.0, 4.0), show_default=True)
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Another checkpoint.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A checkpoint's file.")
+@click.option("--model", metavar="NAME", help="A version, an alias, or 'shipped'  [default: what is in use]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--self-ensemble", is_flag=True, help="Average eight orientations: 8 times the work.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N  [default: VDSR_DEVICE, or auto]")
@@ -26,6 +27,7 @@ def command(
     folder: Path,
     scales: tuple[float, ...],
     weights: Path | None,
+    model: str | None,
     precision: str,
     self_ensemble: bool,
     device: str | None,
@@ -37,6 +39,7 @@ def command(
     from vdsr.evaluate import PROTOCOL
     from vdsr.upscale import Upscaler
     from worker.errors import NothingMatched, UsageError
+    from worker.models import choose, find_weights
     from worker.settings import load_settings
 
     if low := [scale for scale in scales if not 1 < scale <= 16]:
@@ -45,7 +48,10 @@ def command(
     if not paths:
         raise NothingMatched(f"no image found in {folder}; give a folder of HR images")
     settings = load_settings()
-    upscaler = Upscaler(weights or settings.weights, device=device or settings.device, precision=precision)
+    if weights and model:
+        raise UsageError("--weights and --model name two different things; give one")
+    chosen = weights or find_weights(choose(model, settings)[0], settings)[0]
+    upscaler = Upscaler(chosen, device=device or settings.device, precision=precision)
     upscaler.self_ensemble = self_ensemble
     protocol = {**PROTOCOL, "precision": precision, "self_ensemble": self_ensemble, "device": str(upscaler.device)}
     identity = upscaler.identity

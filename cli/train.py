@@ -61,6 +61,7 @@ def command(
     vdsr train --local --data photos --run runs/mine    here; the same command goes on after Ctrl-C
     vdsr train --data s3://bucket/photos --publish      on a training worker (vdsr worker --queue train)
     """  # noqa: D301  # click takes this very character for "leave the lines as they are"
+    from worker.errors import UsageError
     from worker.settings import load_settings
 
     settings = load_settings()
@@ -71,6 +72,8 @@ def command(
     run = _drafted(
         settings, data, recipe, changes, held, version_, start, folder, publish=publish, force=force, compiled=compiled
     )
+    if local and detach:
+        raise UsageError("--local trains in the foreground; leave out --detach, or train on a worker")
     if local:
         return _train_here(run, settings, as_json=as_json)
     return _submitted(run, settings, detach=detach, as_json=as_json)
@@ -134,7 +137,9 @@ def _check_version(name: str, settings: Settings) -> None:
         registry.version(name)
     except NotFound:
         return
-    raise UsageError(f"{registry.uri} has a version {name!r} already; choose another --version")
+    raise UsageError(
+        f"{registry.uri} has a version {name!r} already; choose another --version, or 'vdsr models promote {name}'"
+    )
 
 
 def _data(uri: str, settings: Settings) -> str:

@@ -58,6 +58,32 @@ def choose(name: str | None, settings: Settings) -> tuple[Model, bool]:
     return Model(version.name, version.sha256), False
 
 
+def find_weights(model: Model, settings: Settings) -> tuple[Path | bytes, str | None]:
+    """A model's checkpoint, and what its publisher recorded that it makes of the known tile, if it was published.
+
+    Raises:
+        CheckpointError: nobody here has it, or it is damaged.
+    """
+    for path in filter(None, (settings.weights, checkpoint.SHIPPED)):
+        if checkpoint.identify(path).sha256 == model.sha256:
+            return path, None
+    registry = Registry(settings)
+    try:
+        version = registry.version(model.version)
+    except NotFound as exc:
+        raise CheckpointError(
+            f"the job asks for model {model.version} ({model.sha256[:12]}), which is neither the one that ships "
+            f"here, nor VDSR_WEIGHTS, nor in the registry {registry.uri}; give clients and workers the same "
+            "VDSR_REGISTRY"
+        ) from exc
+    if version.sha256 != model.sha256:
+        raise CheckpointError(
+            f"version {model.version} in {registry.uri} is {version.sha256[:12]}, and the job asks for "
+            f"{model.sha256[:12]}; give clients and workers the same VDSR_REGISTRY"
+        )
+    return registry.weights(version), version.smoke
+
+
 class Models:
     """The networks of one worker process."""
 
@@ -179,25 +205,10 @@ class Models:
             return self._loaded.get(model.sha256)
 
     def _load(self, model: Model) -> Upscaler:
-        for path in filter(None, (self.settings.weights, checkpoint.SHIPPED)):
-            if checkpoint.identify(path).sha256 == model.sha256:
-                return self.make(path)
-        registry = Registry(self.settings)
-        try:
-            version = registry.version(model.version)
-        except NotFound as exc:
-            raise CheckpointError(
-                f"the job asks for model {model.version} ({model.sha256[:12]}), which is neither the one that ships "
-                f"here, nor VDSR_WEIGHTS, nor in the registry {registry.uri}; give clients and workers the same "
-                "VDSR_REGISTRY"
-            ) from exc
-        if version.sha256 != model.sha256:
-            raise CheckpointError(
-                f"version {model.version} in {registry.uri} is {version.sha256[:12]}, and the job asks for "
-                f"{model.sha256[:12]}; give clients and workers the same VDSR_REGISTRY"
-            )
         from vdsr import smoke
 
-        upscaler = self.make(registry.weights(version))
-        smoke.check(upscaler, version.smoke)
+        weights, recorded = find_weights(model, self.settings)
+        upscaler = self.make(weights)
+        if recorded is not None:
+            smoke.check(upscaler, recorded)
         return upscaler

@@ -119,6 +119,11 @@ def test_models_can_be_published_promoted_rolled_back_and_verified_without_a_red
     verified = vdsr(state, "models", "verify")
     assert (verified.returncode, verified.stdout) == (0, "v1: good\nv2: good\n")
 
+    scored = json.loads(
+        vdsr(state, "eval", make_photos(tmp_path / "hr", 1), "-s", "2", "--model", "v2", "--json").stdout
+    )
+    assert scored["model"]["version"] == "v2"
+    assert "2 versions, 0 damaged, v1 in production" in vdsr(state, "doctor").stdout
     weights = Path(state["VDSR_STATE_DIR"], "models/versions/v2/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     verified = vdsr(state, "models", "verify", "--json")
