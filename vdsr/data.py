@@ -185,7 +185,10 @@ def split(items: Sequence[T], held: int) -> tuple[list[T], list[T]]:
         TooLittleData: there are no more items than are to be kept aside.
     """
     if len(items) <= held:
-        raise TooLittleData(f"{len(items)} images found; training needs more than the {held} kept for validation")
+        raise TooLittleData(
+            f"{len(items)} images found; training needs more than the {held} kept for validation: "
+            "give more images, or keep fewer (--validation)"
+        )
     chosen = {(2 * i + 1) * len(items) // (2 * held) for i in range(held)}
     return [item for i, item in enumerate(items) if i not in chosen], [items[i] for i in sorted(chosen)]
 

@@ -249,6 +249,34 @@ def torch_tensors(folder: Path) -> list[torch.Tensor]:
     return checkpoint.load(folder / "vdsr.safetensors")[0].kernels
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_a_card_that_is_stopped_and_resumed_gives_the_same_weights(
+    data: Dataset, tmp_path: Path, precision: str
+) -> None:
+    def trained(name: str, on_progress: Callable[[Progress], None] = lambda progress: None) -> None:
+        chosen = recipe(precision=precision, learning_rate=1e-3)
+        folder = tmp_path / name
+        train(
+            Trainer(chosen, torch.device("cuda", 0)),
+            data,
+            LocalStorage(folder),
+            version="tiny",
+            command="",
+            events=folder / "tensorboard",
+            on_progress=on_progress,
+        )
+
+    trained("whole")
+    with pytest.raises(Stop):
+        trained("cut", stop_at(4))
+    trained("cut")
+
+    pairs = zip(torch_tensors(tmp_path / "whole"), torch_tensors(tmp_path / "cut"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 KILLED = """
 import sys; sys.path.insert(0, sys.argv[3])
 import torch
