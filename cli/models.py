@@ -55,8 +55,9 @@ def list_(as_json: bool) -> int:
     for version in versions:
         names = [name for name, alias in aliases.items() if alias and alias.version == version.name]
         table.append((printable(version.name), version.sha256[:12], version.created, _gains(version), ", ".join(names)))
-    in_use = "" if aliases[PRODUCTION] else "in use, as nothing is in production"
-    table.append((printable(shipped.version), shipped.sha256[:12], "ships with vdsr", "-", in_use))
+    if all(version.sha256 != shipped.sha256 for version in versions):
+        in_use = "" if aliases[PRODUCTION] else "in use, as nothing is in production"
+        table.append((printable(shipped.version), shipped.sha256[:12], "ships with vdsr", "-", in_use))
     click.echo(aligned(table))
     say(f"registry: {printable(registry.uri)}")
     for reason in damaged.values():
@@ -110,7 +111,8 @@ def publish(path: Path, version_: str | None, promoting: bool) -> int:
 
     settings = load_settings()
     registry = Registry(settings)
-    name = version_ or checkpoint.identify(path).version
+    identity = checkpoint.identify(path)
+    name = version_ or identity.version
     version = add(registry, path.read_bytes(), name=name, metrics={})
     say(f"{registry.uri}: version {version.name}, SHA-256 {version.sha256}")
     alias = PRODUCTION if promoting else CANDIDATE

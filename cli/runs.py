@@ -52,6 +52,8 @@ def result_text(result: dict[str, Any]) -> str:
         for scale, p in result["psnr_y"].items():
             table.append((f"x{scale}", f"{p['bicubic']:.2f}", f"{p['vdsr']:.2f}", f"{p['vdsr'] - p['bicubic']:+.2f}"))
         lines.append(aligned(table))
+    if result["left_out"]:
+        lines.append(f"{result['left_out']:,} files were no usable images and were left out; data.json says why")
     lines.append(f"files: {printable(result['folder'])}")
     if publication := result.get("publication"):
         outcome = "promoted to production" if publication["promoted"] else "published as candidate, not promoted"
@@ -68,7 +70,8 @@ def run_text(record: RunRecord, workers: int) -> str:
     if record.result:
         lines.append(result_text(record.result))
     else:
-        lines += [run_line(record.progress), f"files: {printable(run.folder)}"]
+        progress = {**record.progress, "eta_s": None} if record.state.ended else record.progress
+        lines += [run_line(progress), f"files: {printable(run.folder)}"]
     if record.error:
         lines.append(f"error: {record.error}")
     if record.state.value in ("failed", "cancelled"):

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,12 +145,17 @@ def _check_version(name: str, settings: Settings) -> None:
 def _data(uri: str, settings: Settings) -> str:
     from pathlib import Path
 
-    from worker.errors import UsageError
-    from worker.uris import resolve
+    from worker.errors import StorageError, StorageUnavailable, UsageError
+    from worker.uris import open_storage, resolve
 
     place = resolve(uri, settings)
     if place.scheme == "file" and not Path(place.path).is_dir():
         raise UsageError(f"{place.path} is no folder; check the path, or write s3://bucket/prefix for S3")
+    if place.scheme == "s3" and not uri.startswith("s3://"):
+        try:
+            next(open_storage(place.uri, settings).entries(), None)
+        except (StorageError, StorageUnavailable) as exc:
+            raise UsageError(f"{uri!r} does not exist here, and was read as {place.uri}: {exc}") from exc
     return place.uri
 
 
@@ -212,7 +217,7 @@ def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
     from worker.training import require_training
     from worker.training.publish import conclude
     from worker.training.task import facts
-    from worker.training.work import Watch, do_run, together
+    from worker.training.work import Watch, alone, do_run, together
 
     require_training()
     with together(settings.device) as leads, _interruptible() as check:
@@ -229,7 +234,8 @@ def _train_here(run: Run, settings: Settings, *, as_json: bool) -> int:
                 draw(run_line({"phase": "training", **facts(progress)}))
 
             try:
-                trained = do_run(run, settings, Watch(on_image, on_progress))
+                with alone(run.folder, settings) if leads else nullcontext():
+                    trained = do_run(run, settings, Watch(on_image, on_progress))
             except KeyboardInterrupt:
                 if leads:
                     say(f"stopped; the same command with --run {run.folder} goes on from here")

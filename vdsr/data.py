@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vdsr.color import gray_to_y, rgb_to_ycbcr
 from vdsr.errors import ImageUnreadable, TooLittleData
@@ -60,6 +60,8 @@ def read_luma(data: bytes) -> NDArray[np.float32]:
             if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N", "CMYK", "LAB"):  # would be clipped or off
                 raise ImageUnreadable(f"mode {image.mode} is not trained on; convert it to 8-bit gray or RGB")
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
+    except UnidentifiedImageError as exc:
+        raise ImageUnreadable(f"no image of {', '.join(FORMATS)}") from exc
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:  # Pillow's ways to say no
         raise ImageUnreadable(str(exc) or type(exc).__name__) from exc
     y = gray_to_y(pixels) if pixels.ndim == 2 else rgb_to_ycbcr(pixels.transpose(2, 0, 1))[0]

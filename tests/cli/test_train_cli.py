@@ -31,6 +31,8 @@ def test_training_here_can_be_interrupted_and_goes_on_by_the_same_command(
     command = subprocess.Popen([VDSR, *map(str, long)], env=state, stderr=subprocess.PIPE, text=True)
     wait_until((tmp_path / "run" / "state.pt").exists)
 
+    second = vdsr(state, *long)
+    assert (second.returncode, "another process trains in" in second.stderr) == (2, True), second.stderr
     command.send_signal(signal.SIGINT)
     said = command.communicate(timeout=60)[1]
     assert command.returncode == 130
@@ -83,7 +85,7 @@ def test_a_run_on_the_queue_can_be_left_rejoined_and_cancelled(
         assert result["publication"]["promoted"] is False
         forced = vdsr(state, *words, "--publish", "--force", "--version", "second-try")
         assert forced.returncode == 0, forced.stderr
-        assert "promoted to production: promoted by --force, although at x2" in forced.stderr
+        assert "promoted to production: by --force, although at x2" in forced.stderr
         listed = json.loads(vdsr(state, "models", "list", "--json").stdout)
         assert [version["version"] for version in listed["versions"]] == ["first-try", "second-try"]
         assert listed["aliases"]["production"]["version"] == "second-try"
@@ -141,6 +143,13 @@ def test_models_can_be_published_promoted_rolled_back_and_verified_without_a_red
     [
         (["train"], 2, "nothing to train on; give --data"),
         (["train", "--data", "./nothing", "--local"], 2, "check the path"),
+        (
+            ["train", "--data", "nothing/here", "--local"],
+            2,
+            "'nothing/here' does not exist here, and was read as s3://",
+        ),
+        (["train", "--data", "{photos}", "--local", "--run", "{photos}/0000.jpg/run"], 6, "0000.jpg"),
+        (["train", "--data", ".", "--local", "--detach"], 2, "leave out --detach"),
         (["train", "--data", ".", "--force"], 2, "--force belongs to --publish"),
         (["train", "--data", ".", "--recipe", "bset"], 2, "no recipe 'bset'; use best, paper"),
         (["train", "--data", ".", "--set", "steps"], 2, "--set steps has no value"),

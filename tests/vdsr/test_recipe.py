@@ -32,6 +32,12 @@ def test_a_linear_schedule_rises_stays_level_and_ends_at_nothing() -> None:
     assert [learning_rate(recipe, step) for step in (0, 9, 30, 50, 75, 99)] == [0.1, 1.0, 1.0, 1.0, 0.5, 0.02]
 
 
+def test_a_short_run_decays_all_the_same() -> None:
+    recipe = read_recipe("best", {"steps": "10", "warmup": "4", "decay_steps": "1000", "learning_rate": "1"})
+
+    assert [learning_rate(recipe, step) for step in (0, 3, 5, 9)] == [0.25, 0.7, 0.5, 0.1]
+
+
 def test_a_cosine_schedule_ends_at_a_hundredth() -> None:
     recipe = read_recipe("best", {"schedule": "cosine", "steps": "101", "warmup": "1", "learning_rate": "1"})
 

@@ -71,13 +71,14 @@ def make_optimisers(kernels: Sequence[Tensor], recipe: Recipe) -> list[torch.opt
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate of a step, counted from 0."""
-    rate = recipe.learning_rate
-    if step < recipe.warmup:
-        return rate * (step + 1) / recipe.warmup
-    if recipe.schedule == "steps":
-        return float(rate * recipe.decay_factor ** (step // recipe.decay_steps))
+    rate, left = recipe.learning_rate, recipe.steps - step
+    warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     if recipe.schedule == "linear":
-        return rate * min(1.0, (recipe.steps - step) / recipe.decay_steps)
+        return rate * min(warm, left / min(recipe.decay_steps, recipe.steps))
+    if recipe.schedule == "steps":
+        return float(rate * warm * recipe.decay_factor ** (step // recipe.decay_steps))
+    if step < recipe.warmup:
+        return rate * warm
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 

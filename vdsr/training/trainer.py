@@ -141,7 +141,8 @@ class Trainer:
             key for key in _decisive(self.recipe, theirs, state["step"]) if _differ(self.recipe, theirs, key)
         ]:
             raise StateMismatch(
-                f"the saved state has other values of {', '.join(changed)}; train in another folder, or with "
+                f"the saved state, of step {state['step']:,}, has other values of {', '.join(changed)}"
+                f"{_WHY if set(changed) <= _STRETCHABLE else ''}; train in another folder, or with "
                 + ", ".join(f"{key}={getattr(theirs, key)}" for key in changed)
             )
         self.step = state["step"]
@@ -167,11 +168,15 @@ class Trainer:
         torch._foreach_lerp_(self.average.kernels, self.model.kernels, 1 - decay)
 
 
+_STRETCHABLE = {"steps", "decay_steps"}
+_WHY = ", which may change only until the learning rate begins to fall"
+
+
 def _decisive(mine: Recipe, theirs: Recipe, step: int) -> list[str]:
     """What must be as it was when a run goes on: all that its steps up to here depended on."""
     free = {"name", "validate_every"}
     if mine.schedule == "linear" and all(step <= r.steps - r.decay_steps for r in (mine, theirs)):
-        free |= {"steps", "decay_steps"}  # still on the level: it may be made longer or shorter
+        free |= _STRETCHABLE  # still on the level: it may be made longer or shorter
     return [field.name for field in fields(Recipe) if field.name not in free]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from vdsr.data import SUFFIXES, Dataset, Picture, prepare, split
 from vdsr.errors import ImageError, TooLittleData, VdsrError
-from worker.errors import StorageError, UsageError
+from worker.errors import NothingMatched, StorageError, UsageError
 from worker.settings import Settings
 from worker.storage import Entry, Storage
 from worker.storage.local import LocalStorage
@@ -61,6 +61,8 @@ def read_dataset(
         for entry in storage.entries()
         if PurePosixPath(entry.key).suffix.lower() in SUFFIXES
     ]
+    if not sources:
+        raise NothingMatched(f"no image found at {', '.join(uris)}; check the path")
     remote = not all(isinstance(source.storage, LocalStorage) for source in sources)
     pictures: list[tuple[Source, Picture]] = []
     left_out: list[dict[str, str]] = []

@@ -51,6 +51,7 @@ def conclude(run: Run, trained: Trained, settings: Settings, fleet: Fleet | None
         "version": result.identity.version,
         "sha256": result.identity.sha256,
         "folder": run.folder,
+        "left_out": len(trained.data.manifest["left_out"]),
         "seconds": round(result.seconds, 1),
         "psnr_y": {str(scale): {"bicubic": b, "vdsr": v} for scale, (b, v) in result.psnr_y.items()},
     }
@@ -94,7 +95,7 @@ def publish_run(
         with suppress(AliasMoved):  # somebody else was faster: judge again by what is in production now
             alias = registry.promote(version, over=over)
             announce(fleet, alias)
-            return Verdict(version.name, True, f"promoted by --force, although {reason}" if reason else "it is better")
+            return Verdict(version.name, True, f"by --force, although {reason}" if reason else "it is better")
     raise AliasMoved(f"{PRODUCTION} kept changing; {version.name} is published, see 'vdsr models promote'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from vdsr.model import VDSR
 from vdsr.training.report import write_report
 from vdsr.training.run import LOG, RUN, Progress, Result, train
 from vdsr.training.trainer import Trainer
-from worker.errors import JobStopped
+from worker.errors import JobStopped, UsageError
 from worker.registry import SHIPPED
 from worker.settings import Settings
 from worker.storage import Storage
@@ -28,6 +29,9 @@ from worker.storage.local import LocalStorage
 from worker.training.dataset import read_dataset
 from worker.training.runs import Run
 from worker.uris import open_storage
+
+LOCK = ".lock"
+"""In a run's folder: held by the command that trains there."""
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +122,26 @@ def together(device: str) -> Iterator[bool]:
         yield torch.distributed.get_rank() == 0
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def alone(folder: str, settings: Settings) -> Iterator[None]:
+    """Keep other commands of this machine out of a run's folder; workers of the queue have their leases.
+
+    Raises:
+        UsageError: another process trains there.
+    """
+    store = open_storage(folder, settings)
+    if not isinstance(store, LocalStorage):
+        yield
+        return
+    store.create(LOCK, b"")
+    with Path(store.uri, LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise UsageError(f"another process trains in {folder}; wait for it, or choose another --run") from exc
+        yield
 
 
 def _device(settings: Settings) -> torch.device:
