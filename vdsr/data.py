@@ -36,6 +36,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 FULL = 65535  # patches are kept as 16-bit fractions: a third of fp32's memory, 0.004 of an 8-bit step
 PREPARED = "1"
 """Version of the kept arrays; to be raised when `_planes` gives other values."""
+MAX_PIXELS = 100_000_000
+"""Largest image that is decoded, if the caller does not say."""
 OPEN = 256
 """Files of arrays that are open at once."""
 DRAWING = 2
@@ -49,14 +51,16 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def read_luma(data: bytes) -> NDArray[np.float32]:
+def read_luma(data: bytes, *, max_pixels: int) -> NDArray[np.float32]:
     """(H, W) float32 studio-range luminance / 255 of an image file, read as 8-bit RGB or gray.
 
     Raises:
-        ImageUnreadable: no image, or a damaged one.
+        ImageUnreadable: no image, a damaged one, or one of more pixels than may be decoded.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:  # before anything is decoded: a small file may hold a huge one
+                raise ImageUnreadable(f"{image.width:,} x {image.height:,} pixels, over the limit of {max_pixels:,}")
             if image.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N", "CMYK", "LAB"):  # would be clipped or off
                 raise ImageUnreadable(f"mode {image.mode} is not trained on; convert it to 8-bit gray or RGB")
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.float32) / 255
@@ -95,12 +99,13 @@ class Picture:
         return _mapped(self.planes) if isinstance(self.planes, Path) else self.planes
 
 
-def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> Picture:
+def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read an image and degrade it by every scale, cropped so that all of them divide its size.
 
     Args:
         cache: a folder that keeps the result as an array on disk, mapped into memory: a collection may be larger
             than memory, and a run that is resumed starts at once.
+        max_pixels: of the largest image that is decoded.
 
     Raises:
         ImageError: the file is no image that can be read, or too small for its scales.
@@ -111,12 +116,12 @@ def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None) -> 
         raise ImageUnreadable(f"cannot be read: {exc.strerror}") from exc
     digest = hashlib.sha256(data).hexdigest()
     if cache is None:
-        planes = _planes(path, data, scales)
+        planes = _planes(path, data, scales, max_pixels)
         return Picture(planes, tuple(scales), planes.shape[1:], digest)
     kept = cache / f"{digest}-x{'-'.join(map(str, scales))}-{PREPARED}.npy"
     shape = _shape(kept)
     if shape is None:
-        planes = _planes(path, data, scales)
+        planes = _planes(path, data, scales, max_pixels)
         _keep(planes, kept)
         shape = planes.shape[1:]
     return Picture(kept, tuple(scales), shape, digest)
@@ -212,13 +217,14 @@ def batches(
             yield low[share], high[share]
 
 
-def _planes(path: Path, data: bytes, scales: Sequence[int]) -> NDArray[np.uint16]:
+def _planes(path: Path, data: bytes, scales: Sequence[int], max_pixels: int) -> NDArray[np.uint16]:
     """(1 + scales, H, W): the truth, then what bicubic leaves of it for each scale."""
-    y = read_luma(data)
+    y = read_luma(data, max_pixels=max_pixels)
     multiple = math.lcm(*scales)
+    least = max(multiple, 2 * max(scales) + 1)  # something must be left when it is shaved for validation
     height, width = (n - n % multiple for n in y.shape)
-    if not (height and width):
-        raise ImageUnreadable(f"{path.name} has {y.shape[1]} x {y.shape[0]} pixels, less than {multiple} a side")
+    if min(height, width) < least:
+        raise ImageUnreadable(f"{path.name} has {y.shape[1]} x {y.shape[0]} pixels, less than {least} a side")
     y = y[:height, :width]
     return np.stack([_fixed(y), *(_fixed(bicubic(bicubic(y, scale=1 / s), scale=s)) for s in scales)])
 

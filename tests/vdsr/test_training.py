@@ -160,6 +160,28 @@ def test_an_image_of_16_bits_is_refused_rather_than_clipped(tmp_path: Path) -> N
         prepare(tmp_path / "a.png", (2,))
 
 
+def test_an_image_that_is_too_large_or_too_small_is_left_out_before_it_does_harm(tmp_path: Path) -> None:
+    Image.new("L", (300, 200)).save(tmp_path / "large.png")
+    Image.new("L", (16, 16)).save(tmp_path / "small.png")
+
+    with pytest.raises(ImageUnreadable, match="300 x 200 pixels, over the limit of 59,999"):
+        prepare(tmp_path / "large.png", (2,), max_pixels=59_999)
+    with pytest.raises(ImageUnreadable, match="16 x 16 pixels, less than 17 a side"):
+        prepare(tmp_path / "small.png", (8,))
+
+
+def test_a_run_that_nobody_named_keeps_the_name_it_began_with(data: Dataset, tmp_path: Path) -> None:
+    def named(version: str, *, chosen: bool) -> str:
+        store, events = LocalStorage(tmp_path), tmp_path / "tensorboard"
+        made = train(Trainer(recipe(), CPU), data, store, version=version, named=chosen, command="", events=events)
+        return made.identity.version
+
+    assert named("first", chosen=False) == "first"
+    assert named("second", chosen=False) == "first"
+    assert named("third", chosen=True) == "third"
+    assert json.loads((tmp_path / "run.json").read_text())["version"] == "third"
+
+
 def test_a_file_of_the_run_that_is_damaged_is_named(data: Dataset, tmp_path: Path) -> None:
     run(data, tmp_path)
     for name in ("state.pt", "log.jsonl", "run.json"):

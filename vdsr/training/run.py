@@ -89,6 +89,7 @@ def train(
     store: Store,
     *,
     version: str,
+    named: bool = True,
     command: str,
     events: Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -99,6 +100,7 @@ def train(
 
     Args:
         version: name of the weights.
+        named: whether somebody chose that name; if not, a run that goes on keeps the one it began with.
         command: for the card, so that somebody can do it again.
         events: a local folder for TensorBoard's file; if it is the store's own, TensorBoard follows it live.
         on_progress: called after every step; what it raises ends the run at that step, with its state saved.
@@ -111,9 +113,9 @@ def train(
         StateMismatch, DataChanged: the store holds a run of another recipe, or of other images.
     """
     session = _Session(trainer, data, store, events, on_progress, before_save, save_s)
-    record = session.begin(version, command)
+    record = session.begin(version, named, command)
     session.work()
-    return session.finish(version, record["command"])
+    return session.finish(record["version"], record["command"])
 
 
 class _Session:
@@ -140,7 +142,7 @@ class _Session:
         self.earlier_s = 0.0
         self.started = time.monotonic()
 
-    def begin(self, version: str, command: str) -> dict[str, Any]:
+    def begin(self, version: str, named: bool, command: str) -> dict[str, Any]:
         """Find out whether this is a new run, and write down what it is made with; that record."""
         record: dict[str, Any] = {
             "recipe": self.recipe.to_dict(),
@@ -152,6 +154,8 @@ class _Session:
         if self.store.exists(RUN):
             earlier = _read_json(self.store, RUN)
             record = {**record, "sessions": earlier["sessions"], "data": earlier["data"]}
+            if not named:
+                record["version"] = earlier["version"]
             if earlier["recipe"] == record["recipe"]:
                 record["command"] = earlier["command"]  # done again, the same file comes out
             if record["data"]["digest"] != self.data.digest:

@@ -66,7 +66,8 @@ def read_dataset(
     remote = not all(isinstance(source.storage, LocalStorage) for source in sources)
     pictures: list[tuple[Source, Picture]] = []
     left_out: list[dict[str, str]] = []
-    with ThreadPoolExecutor(FETCHING if remote else os.cpu_count()) as pool:
+    # No more threads than these, however many cores: each may hold an image of the largest size in float.
+    with ThreadPoolExecutor(FETCHING if remote else min(FETCHING, os.cpu_count() or 1)) as pool:
         try:
             prepared = pool.map(lambda source: _prepare(source, scales, settings), sources)
             for done, (source, picture) in enumerate(zip(sources, prepared, strict=True), 1):
@@ -96,7 +97,7 @@ def _prepare(source: Source, scales: Sequence[int], settings: Settings) -> Pictu
     """The image, or why it cannot be used."""
     cache = settings.cache_dir
     try:
-        return prepare(_local(source, cache), scales, cache=cache / "prepared")
+        return prepare(_local(source, cache), scales, cache=cache / "prepared", max_pixels=settings.max_pixels)
     except (ImageError, _NotFetched) as exc:
         return str(exc)
     except OSError as exc:

@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 def do_training(runtime: Runtime, run_id: str) -> None:
     """Do what is left of a run; nothing if it has ended or another worker has it."""
     lease = RunLease(runtime.runs, run_id, runtime.settings.lease_s)
-    taken = lease.take()
-    if taken is None:
-        return
     try:
+        taken = lease.take()
+        if taken is None:
+            return
         lease.end(State.COMPLETED, result=_trained(runtime, lease, *taken))
     except JobStopped:
         log.info("run %s has ended; its state is saved", run_id)

@@ -74,7 +74,8 @@ def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
                 trainer,
                 data,
                 store,
-                version=_version(run, store),
+                version=run.version,
+                named=run.version != run.id,
                 command=run.command,
                 events=events,
                 on_progress=watch.on_progress,
@@ -98,13 +99,6 @@ def _report(trainer: Trainer, data: Dataset, store: Storage) -> None:
         log.exception("the report of the run could not be made")
     else:
         store.write("report.html", html.encode())
-
-
-def _version(run: Run, store: Storage) -> str:
-    """The name of the weights: the user's, else the one that the run began with."""
-    if run.version == run.id and store.exists(RUN):
-        return str(json.loads(store.read(RUN)).get("version", run.version))
-    return run.version
 
 
 @contextmanager
