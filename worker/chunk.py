@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, VdsrError
@@ -20,6 +19,7 @@ from worker.ledger import Grant, Ledger
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
 from worker.plan import LOW_WATER
+from worker.renewal import Renewal
 from worker.runtime import Runtime
 from worker.settings import Settings
 from worker.uris import open_storage
@@ -124,28 +124,19 @@ class Lease:
         """In a retry, the codes of the failures before, by key."""
         self.in_hand: set[int] = set()
         """Images that are begun and not recorded."""
-        self._ended = threading.Event()
-        self._verdict: JobStopped | LeaseLost | None = None
+        self._renewal = Renewal(self._renew, seconds / 6)  # often: this is also how a cancel is noticed
 
     def take(self) -> Grant | None:
         """Own the chunk, if it is free."""
         return self.ledger.lease(self.job_id, self.chunk, self.token, self.seconds)
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Renew from a thread: one image may take longer than a lease."""
-        thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
+    def kept(self) -> AbstractContextManager[None]:
+        """Renew it for as long as the block runs."""
+        return self._renewal.kept()
 
     def check(self) -> None:
         """Raise what the renewing thread has learnt: JobStopped or LeaseLost."""
-        if self._verdict is not None:
-            raise self._verdict
+        self._renewal.check()
 
     def start(self, index: int) -> None:
         """An image is about to be touched."""
@@ -177,14 +168,10 @@ class Lease:
         )
 
     def _renew(self) -> None:
-        while not self._ended.wait(self.seconds / 6):  # often: this is also how a cancel is noticed
-            try:
-                self._beat()
-            except (JobStopped, LeaseLost) as exc:
-                self._verdict = exc
-                return
-            except TransientError as exc:
-                log.warning("cannot renew the lease of chunk %d: %s", self.chunk, exc)
+        try:
+            self._beat()
+        except TransientError as exc:
+            log.warning("cannot renew the lease of chunk %d: %s", self.chunk, exc)
 
 
 def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image]) -> Iterator[tuple[int, Outcome]]:

@@ -62,16 +62,18 @@ def run(
     folder: Path,
     chosen: Recipe | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    kind: type[Trainer] = Trainer,
+    save_s: float = 0,
 ) -> Result:
     return train(
-        Trainer(chosen or recipe(), CPU),
+        kind(chosen or recipe(), CPU),
         data,
         LocalStorage(folder),
         version="tiny",
         command="vdsr train",
         events=folder / "tensorboard",
         on_progress=on_progress,
-        save_s=0,
+        save_s=save_s,
     )
 
 
@@ -368,15 +370,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(da
             return super().train_step(low * np.float32("nan") if self.step == 4 else low, high)
 
     with pytest.raises(NonFinite, match=r"step 4; .*lower learning_rate") as caught:
-        train(
-            Poisoned(recipe(), CPU),
-            data,
-            LocalStorage(tmp_path),
-            version="tiny",
-            command="",
-            events=tmp_path / "tensorboard",
-            save_s=1000,
-        )
+        run(data, tmp_path, kind=Poisoned, save_s=1000)
 
     assert caught.value.step == 4
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -392,15 +386,7 @@ def test_weights_that_are_no_numbers_are_never_saved(data: Dataset, tmp_path: Pa
             return loss
 
     with pytest.raises(NonFinite):
-        train(
-            Poisoned(recipe(), CPU),
-            data,
-            LocalStorage(tmp_path),
-            version="tiny",
-            command="",
-            events=tmp_path / "tensorboard",
-            save_s=0,
-        )
+        run(data, tmp_path, kind=Poisoned, save_s=0)
 
     assert not (tmp_path / "state.pt").exists()
 

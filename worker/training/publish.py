@@ -53,7 +53,7 @@ def conclude(run: Run, trained: Trained, settings: Settings, fleet: Fleet | None
         "folder": run.folder,
         "left_out": len(trained.data.manifest["left_out"]),
         "seconds": round(result.seconds, 1),
-        "psnr_y": {str(scale): {"bicubic": b, "vdsr": v} for scale, (b, v) in result.psnr_y.items()},
+        "psnr_y": figures_json(result.psnr_y),
     }
     if run.publish:
         weights = trained.store.read(WEIGHTS)
@@ -80,7 +80,7 @@ def publish_run(
     """
     registry = Registry(settings)
     metrics = {
-        "psnr_y": {str(scale): {"bicubic": b, "vdsr": v} for scale, (b, v) in figures.items()},
+        "psnr_y": figures_json(figures),
         "validation": trained.data.validation_digest,
     }
     version = publish(registry, weights, name=name, metrics=metrics)
@@ -117,6 +117,11 @@ def announce(fleet: Fleet | None, alias: Alias) -> None:
         fleet.announce(alias.serial, alias.version)
     except TransientError as exc:
         log.warning("%s is promoted; workers learn it within a minute of Redis' return: %s", alias.version, exc)
+
+
+def figures_json(figures: Figures) -> dict[str, dict[str, float]]:
+    """Figures as ledger, registry and `--json` have them."""
+    return {str(scale): {"bicubic": bicubic, "vdsr": vdsr} for scale, (bicubic, vdsr) in figures.items()}
 
 
 def shortfall(figures: Figures, incumbent: Figures, name: str) -> str:

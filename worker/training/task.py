@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from vdsr.errors import VdsrError
 from vdsr.training.run import Progress
 from worker.errors import JobStopped, LeaseLost, TransientError
 from worker.jobs import State
+from worker.renewal import Renewal
 from worker.runtime import Runtime
 from worker.training import require_training
 from worker.training.ledger import RunLedger
-from worker.training.publish import conclude
+from worker.training.publish import conclude, figures_json
 from worker.training.runs import Run
 from worker.training.work import Watch, do_run
 
@@ -85,23 +84,15 @@ class RunLease:
         self.token = secrets.token_hex(8)
         self._facts: dict[str, Any] = {"phase": "starting"}
         self._renewed = time.monotonic()
-        self._ended = threading.Event()
-        self._verdict: JobStopped | LeaseLost | None = None
+        self._renewal = Renewal(self.confirm, min(TELL_S, seconds / 6))
 
     def take(self) -> tuple[str, int] | None:
         """Own the run, if it is free: its record, and how often it was taken in vain."""
         return self.ledger.lease(self.run_id, self.token, self.seconds)
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Renew from a thread: a step may take longer than a lease."""
-        thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
+    def kept(self) -> AbstractContextManager[None]:
+        """Renew it for as long as the block runs."""
+        return self._renewal.kept()
 
     def on_image(self, done: int, total: int) -> None:
         """So many training images are ready."""
@@ -114,8 +105,7 @@ class RunLease:
     def tell(self, **told: Any) -> None:
         """How the run stands; raises what the renewing thread has learnt: JobStopped or LeaseLost."""
         self._facts = {**self._facts, **told}
-        if self._verdict is not None:
-            raise self._verdict
+        self._renewal.check()
 
     def confirm(self) -> None:
         """Make sure that the run is still ours: asked before anything is written over.
@@ -148,14 +138,6 @@ class RunLease:
         self.ledger.beat(self.run_id, self.token, self.seconds, told.get("step", 0), told)
         self._renewed = time.monotonic()
 
-    def _renew(self) -> None:
-        while not self._ended.wait(min(TELL_S, self.seconds / 6)):
-            try:
-                self.confirm()
-            except (JobStopped, LeaseLost) as exc:
-                self._verdict = exc
-                return
-
 
 def facts(progress: Progress) -> dict[str, Any]:
     """Progress as plain JSON, for the ledger and for people's screens."""
@@ -166,5 +148,5 @@ def facts(progress: Progress) -> dict[str, Any]:
         "learning_rate": progress.learning_rate,
         "seconds": round(progress.seconds, 1),
         "eta_s": progress.eta_s,
-        "psnr_y": {str(scale): {"bicubic": b, "vdsr": v} for scale, (b, v) in progress.psnr_y.items()},
+        "psnr_y": figures_json(progress.psnr_y),
     }
