@@ -56,10 +56,19 @@ def choose_dtype(precision: str = "auto") -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-@lru_cache(maxsize=1)
 def cpu_computes_bf16() -> bool:
     """Whether this processor has bf16 arithmetic (AVX512-BF16 or AMX); elsewhere it is emulated, slower than fp32."""
+    return "bf16" in _cpu_flags()
+
+
+def cpu_has_amx() -> bool:
+    """Whether this processor has matrix units for bf16."""
+    return "amx_bf16" in _cpu_flags()
+
+
+@lru_cache(maxsize=1)
+def _cpu_flags() -> str:
     try:
-        return "bf16" in Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
-        return False
+        return ""

@@ -60,7 +60,7 @@ class Recipe:
     ema: float
     """Decay a step of the averaged weights, which are what is kept; 0 keeps the last weights themselves."""
     precision: str
-    """auto is bf16 where the device computes it. Master weights are fp32 always."""
+    """auto is what is fastest here: bf16 on CUDA and AMX, else fp32 by our compiled code. Master weights are fp32."""
     validate_every: int
     """Steps between two looks at the validation images."""
     seed: int

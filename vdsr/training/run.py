@@ -281,6 +281,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": trainer.world,
         "bf16": trainer.bf16,
+        "native": trainer.native,
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in ("torch", "numpy", "pillow")},
@@ -291,7 +292,7 @@ def code_digest() -> str:
     """Of this package's source: the version number alone does not tell what was changed in a working copy."""
     root = Path(vdsr.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 

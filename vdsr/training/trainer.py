@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from vdsr.data import FULL, Picture
-from vdsr.device import cpu_computes_bf16
+from vdsr.device import cpu_computes_bf16, cpu_has_amx
 from vdsr.errors import CheckpointError, StateDamaged, StateMismatch, TrainingError
 from vdsr.evaluate import code_values
 from vdsr.metrics import psnr_y
 from vdsr.model import VDSR, VDSRConfig
+from vdsr.native import Library, library
+from vdsr.training.native import NativeVDSR
 from vdsr.training.optimiser import clip, learning_rate, make_optimisers
 from vdsr.training.recipe import Recipe
 
@@ -33,11 +35,18 @@ class Trainer:
     """One process of a run: its network, optimiser and averaged weights, and where it is."""
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, *, compiled: bool = False, start: VDSR | None = None
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        native: bool = True,
+        start: VDSR | None = None,
     ) -> None:
         """
         Args:
             compiled: use torch.compile; needs a C++ compiler on the CPU.
+            native: use our own compiled code (`vdsr.native`) where it is the fastest; not with `compiled`.
             start: weights to begin with, instead of random ones.
         """
         if device.type == "cuda":  # a resumed run is to give the same weights, and fp32 is to be fp32
@@ -64,8 +73,14 @@ class Trainer:
         self.average = VDSR(VDSRConfig()).to(device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self.optimisers = make_optimisers(self.model.kernels, recipe)
-        self.bf16 = computes_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
-        self._forward: Any = torch.compile(self.model) if compiled else self.model
+        compiled_here = _native(device, recipe.precision) if native and not compiled else None
+        self.native = compiled_here.variant if compiled_here else ""
+        self.bf16 = (
+            computes_bf16(device) and not self.native if recipe.precision == "auto" else recipe.precision == "bf16"
+        )
+        self._forward: Any = NativeVDSR(self.model, compiled_here) if compiled_here else self.model
+        if compiled:
+            self._forward = torch.compile(self.model)
         if self.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             self._forward = nn.parallel.DistributedDataParallel(self._forward, device_ids=ids)
@@ -187,6 +202,13 @@ def _differ(mine: Recipe, theirs: Recipe, key: str) -> bool:
 def computes_bf16(device: torch.device) -> bool:
     """Whether bf16 is arithmetic of the device, not an emulation that is slower than fp32."""
     return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_computes_bf16()
+
+
+def _native(device: torch.device, precision: str) -> Library | None:
+    """Our compiled fp32 code where it is the fastest that gives this precision: on all CPUs but those with AMX."""
+    if device.type != "cpu" or precision == "bf16" or (precision == "auto" and cpu_has_amx()):
+        return None
+    return library()
 
 
 @torch.no_grad()

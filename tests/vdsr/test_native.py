@@ -1,0 +1,103 @@
+"""Does the compiled code compute what torch does, on every kind of processor that this one can be?"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vdsr import native
+from vdsr.model import VDSR
+from vdsr.training.native import NativeVDSR
+
+SIZES = [(1, 1), (1, 23), (23, 1), (4, 4), (5, 3), (41, 41), (30, 101)]
+
+
+@pytest.fixture(scope="module", params=["avx512", "avx2", "generic"])
+def library(request: pytest.FixtureRequest) -> native.Library:
+    for library in native.libraries():
+        if library.variant == request.param:
+            return library
+    if os.environ.get("CI") and not native.libraries():
+        pytest.fail("no compiled code was built; is there a C++ compiler?")
+    return pytest.skip(f"{request.param} was not built, or is not for this processor")
+
+
+@pytest.fixture(scope="module")
+def model() -> VDSR:
+    torch.manual_seed(1)
+    return VDSR()
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(7).random(shape, np.float32))
+
+
+def flat(model: VDSR) -> Tensor:
+    return torch.cat([kernel.detach().flatten() for kernel in model.kernels])
+
+
+def gradients(network: Any, model: VDSR, y: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    network(y).square().sum().backward()
+    return [kernel.grad.clone() for kernel in model.kernels if kernel.grad is not None]
+
+
+def in_float64(model: VDSR) -> VDSR:
+    exact = VDSR().double()
+    exact.load_state_dict(model.state_dict())
+    return exact
+
+
+def relative(got: Tensor, exact: Tensor) -> float:
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_residual_and_the_gradients_are_those_of_float64(
+    library: native.Library, model: VDSR, size: tuple[int, int]
+) -> None:
+    y = noise(2, 1, *size)
+    ours, exact = NativeVDSR(model, library), in_float64(model)
+
+    assert relative(ours(y).detach(), exact(y.double()).detach()) < 1e-5
+    pairs = zip(gradients(ours, model, y), gradients(exact, exact, y.double()), strict=True)
+    # A ReLU whose input is nearly zero may fall on either side, which moves a gradient by a thousandth.
+    assert max(relative(got, true) for got, true in pairs) < 5e-3
+
+
+def test_the_number_of_threads_changes_no_bit(library: native.Library, model: VDSR) -> None:
+    y, weights = noise(5, 1, 19, 22), flat(model)
+    activations = torch.empty(y.numel() * 19 * 64)
+
+    found = [
+        (
+            library.forward(weights, 20, y, activations, threads=threads),
+            library.backward(weights, 20, y, y, activations, threads=threads),
+        )
+        for threads in (1, 2, 3)
+    ]
+
+    assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(found[0], pair, strict=True))
+
+
+def test_two_passes_before_a_way_back_do_not_share_activations(library: native.Library, model: VDSR) -> None:
+    ours = NativeVDSR(model, library)
+    first, second = noise(1, 1, 9, 9), 1 - noise(1, 1, 9, 9)
+    alone = gradients(ours, model, first)
+
+    model.zero_grad()
+    loss = ours(first).square().sum()
+    ours(second)
+    loss.backward()
+
+    assert all(torch.equal(kernel.grad, was) for kernel, was in zip(model.kernels, alone, strict=True))
+
+
+def test_what_is_not_contiguous_float32_is_refused(library: native.Library, model: VDSR) -> None:
+    with pytest.raises(ValueError, match=r"contiguous float32, not torch\.float64"):
+        library.forward(flat(model), 20, noise(1, 1, 8, 8).double(), torch.empty(19 * 64 * 64), threads=1)
