@@ -18,7 +18,7 @@ setup(
         Extension(
             f"vdsr.native._{name}",
             sources=["vdsr/native/training.cpp"],
-            depends=["vdsr/native/winograd.h"],
+            depends=["vdsr/native/network.h", "vdsr/native/winograd.h"],
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-pthread", *flags],
             extra_link_args=["-pthread"],
             language="c++",

@@ -24,6 +24,11 @@ class Library:
     def __init__(self, variant: str, path: Path) -> None:
         self.variant = variant
         self._functions = ctypes.CDLL(str(path))
+        self._functions.vdsr_activations.restype = ctypes.c_size_t
+
+    def activations(self, depth: int, height: int, width: int) -> int:
+        """How many floats `forward` keeps of a picture for `backward`."""
+        return int(self._functions.vdsr_activations(depth, height, width))
 
     def forward(self, weights: Tensor, depth: int, y: Tensor, activations: Tensor, *, threads: int) -> Tensor:
         """The network's residual, with what `backward` needs.
@@ -31,7 +36,7 @@ class Library:
         Args:
             weights: all kernels, (out, in, 3, 3) each, flattened one behind the other; float32.
             y: (N, 1, H, W) float32 in [0, 1].
-            activations: at least N * (depth - 1) * H * W * 64 float32, overwritten.
+            activations: at least N times `activations` float32, overwritten.
 
         Returns:
             (N, 1, H, W) float32.

@@ -2,268 +2,179 @@
 // layers forward, or all layers backward, in one thread; the pictures' gradients are then added in their order. So
 // the result does not depend on the number of threads, and a layer's activations are still in the cache when the next
 // one reads them.
-#include <atomic>
-#include <cstdint>
-#include <cstdlib>
-#include <exception>
-#include <memory>
-#include <new>
-#include <sys/mman.h>
-#include <thread>
-#include <vector>
-
-#include "winograd.h"
+//
+// Every picture lies in a frame of zeros one pixel wide, and its sides are filled up to whole tiles, so that no
+// transform has to ask where it is:
+//
+//        0 0 0 0 0 0 0 0 0 0
+//        0 p p p p p 0 0 0 0       a picture of 5 x 2 in its frame: one tile down, two across;
+//        0 p p p p p 0 0 0 0       Frame::at(0, 0) is its first pixel
+//        0 0 0 0 0 0 0 0 0 0
+//        0 0 0 0 0 0 0 0 0 0
+//        0 0 0 0 0 0 0 0 0 0
+#include "network.h"
 
 namespace vdsr {
 namespace {
 
-constexpr int TAPS = 9;
-
-struct Size {
+struct Frame {
     int height, width;
-    size_t pixels() const { return size_t(height) * width; }
+    int down() const { return (height + OUT - 1) / OUT; }
     int across() const { return (width + OUT - 1) / OUT; }
-    int tiles() const { return across() * ((height + OUT - 1) / OUT); }
+    int row() const { return across() * OUT + 2; }
+    size_t pixels() const { return size_t(down() * OUT + 2) * row(); }
+    size_t at(int y, int x) const { return size_t(y + 1) * row() + x + 1; }
 };
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats floats(size_t count) {
-    constexpr size_t PAGE = size_t(2) << 20;
-    const size_t bytes = (count * sizeof(float) + PAGE - 1) / PAGE * PAGE;
-    void* p = std::aligned_alloc(PAGE, bytes);
-    if (!p) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    madvise(p, bytes, MADV_HUGEPAGE);
-#endif
-    return Floats(static_cast<float*>(p));
-}
-
-// Calls work(item) for 0 <= item < items, each once; throws what one of them throws.
-template <class Work>
-void share(int items, int threads, Work&& work) {
-    std::atomic<int> next{0};
-    std::atomic_flag failed = ATOMIC_FLAG_INIT;
-    std::exception_ptr failure;
-    auto run = [&] {
-        try {
-            for (int item; (item = next++) < items;) work(item);
-        } catch (...) {
-            if (!failed.test_and_set()) failure = std::current_exception();
-        }
-    };
-    std::vector<std::thread> others;
-    for (int i = 1; i < std::min(threads, items); ++i) others.emplace_back(run);
-    run();
-    for (auto& thread : others) thread.join();
-    if (failure) std::rethrow_exception(failure);
-}
-
-// Copies a window of pixels, with zeros where it leaves the picture; sides in pixels.
-void window(const float* x, Size size, int top, int left, int side, float* to) {
-    for (int i = 0; i < side; ++i) {
-        const int y = top + i, first = std::max(0, -left), last = std::min(side, size.width - left);
-        float* row = to + size_t(i) * side * CHANNELS;
-        std::memset(row, 0, size_t(side) * CHANNELS * sizeof(float));
-        if (y < 0 || y >= size.height || last <= first) continue;
-        std::memcpy(row + first * CHANNELS, x + (size_t(y) * size.width + left + first) * CHANNELS,
-                    size_t(last - first) * CHANNELS * sizeof(float));
-    }
-}
-
-// The rows of a window: in the picture itself where it is inside, else in `copy`.
-template <int SIDE>
-void rows_of(const float* x, Size size, int top, int left, float* copy, const float* rows[SIDE]) {
-    const bool inside = top >= 0 && left >= 0 && top + SIDE <= size.height && left + SIDE <= size.width;
-    if (!inside) window(x, size, top, left, SIDE, copy);
-    for (int i = 0; i < SIDE; ++i)
-        rows[i] = inside ? x + (size_t(top + i) * size.width + left) * CHANNELS : copy + i * SIDE * CHANNELS;
-}
 
 struct Scratch {
     Batch batch, gradient;
-    alignas(64) float copy[IN * IN * CHANNELS];
     alignas(64) float du[TRANSFORMED];
 };
 
 Scratch& scratch() {  // kept by the thread: the caller's stays warm from layer to layer
-    struct Delete {
-        void operator()(Scratch* s) const { s->~Scratch(), std::free(s); }
-    };
-    static thread_local std::unique_ptr<Scratch, Delete> own;
-    if (!own) {
-        void* p = std::aligned_alloc(4096, (sizeof(Scratch) + 4095) / 4096 * 4096);
-        if (!p) throw std::bad_alloc();
-        own.reset(new (p) Scratch);
-    }
-    return *own;
+    static thread_local Floats own;
+    if (!own) own = floats(sizeof(Scratch) / sizeof(float));
+    return *reinterpret_cast<Scratch*>(own.get());
 }
 
-// A hidden layer over a picture; finish(pixel, channel, vector) stores it.
+// Calls tile(index in its batch, its top, its left) for each tile, and then batch(how many tiles) for each batch.
+template <class Tile, class Done>
+void batches(const Frame& frame, Tile&& tile, Done&& done) {
+    const int count = frame.down() * frame.across();
+    for (int first = 0; first < count; first += TILES) {
+        const int tiles = std::min(TILES, count - first);
+        for (int t = 0; t < tiles; ++t)
+            tile(t, (first + t) / frame.across() * OUT, (first + t) % frame.across() * OUT);
+        done(first, tiles);
+    }
+}
+
+template <int SIDE>
+void rows_from(const float* x, const Frame& frame, int top, int left, const float* rows[SIDE]) {
+    for (int i = 0; i < SIDE; ++i) rows[i] = x + frame.at(top + i, left) * CHANNELS;
+}
+
+// A hidden layer over a picture; finish(where in the frame, vector) stores it.
 template <class Finish>
-void convolve(const float* x, const float* u, Size size, Finish&& finish) {
+void convolve(const float* x, const float* u, const Frame& frame, Finish&& finish) {
     Scratch& s = scratch();
-    for (int first = 0; first < size.tiles(); first += TILES) {
-        const int tiles = std::min(TILES, size.tiles() - first);
-        for (int t = 0; t < tiles; ++t) {
-            const int top = (first + t) / size.across() * OUT, left = (first + t) % size.across() * OUT;
-            const float* rows[IN];
-            rows_of<IN>(x, size, top - 1, left - 1, s.copy, rows);
-            transform_input(rows, s.batch.points + t * CHANNELS);
-        }
+    auto gather = [&](int t, int top, int left) {
+        const float* rows[IN];
+        rows_from<IN>(x, frame, top - 1, left - 1, rows);
+        transform_input(rows, s.batch.points + t * CHANNELS);
+    };
+    batches(frame, gather, [&](int first, int tiles) {
         multiply(s.batch.points, u, tiles);
         for (int t = 0; t < tiles; ++t) {
-            const int top = (first + t) / size.across() * OUT, left = (first + t) % size.across() * OUT;
-            transform_output(s.batch.points + t * CHANNELS, std::min(OUT, size.height - top),
-                             std::min(OUT, size.width - left), [&](int y, int x, int channel, Vector v) {
-                                 finish((size_t(top + y) * size.width + left + x) * CHANNELS + channel, v);
+            const int top = (first + t) / frame.across() * OUT, left = (first + t) % frame.across() * OUT;
+            transform_output(s.batch.points + t * CHANNELS, std::min(OUT, frame.height - top),
+                             std::min(OUT, frame.width - left), [&](int y, int x, int channel, Vector v) {
+                                 finish(frame.at(top + y, left + x) * CHANNELS + channel, v);
                              });
         }
-    }
+    });
 }
 
 // dw (64, 64, 3, 3) of a hidden layer from its input and the gradient of what came before its ReLU.
-void weight_gradient(const float* x, const float* gradient, Size size, float* dw) {
+void weight_gradient(const float* x, const float* gradient, const Frame& frame, float* dw) {
     Scratch& s = scratch();
     std::memset(s.du, 0, sizeof s.du);
-    for (int first = 0; first < size.tiles(); first += TILES) {
-        const int tiles = std::min(TILES, size.tiles() - first);
-        for (int t = 0; t < tiles; ++t) {
-            const int top = (first + t) / size.across() * OUT, left = (first + t) % size.across() * OUT;
-            const float* rows[IN];
-            rows_of<IN>(x, size, top - 1, left - 1, s.copy, rows);
-            transform_input(rows, s.batch.points + t * CHANNELS);
-            rows_of<OUT>(gradient, size, top, left, s.copy, rows);
-            transform_gradient(rows, s.gradient.points + t * CHANNELS);
-        }
-        accumulate(s.batch.points, s.gradient.points, s.du, tiles);
-    }
+    auto gather = [&](int t, int top, int left) {
+        const float* rows[IN];
+        rows_from<IN>(x, frame, top - 1, left - 1, rows);
+        transform_input(rows, s.batch.points + t * CHANNELS);
+        rows_from<OUT>(gradient, frame, top, left, rows);
+        transform_gradient(rows, s.gradient.points + t * CHANNELS);
+    };
+    batches(frame, gather,
+            [&](int, int tiles) { accumulate(s.batch.points, s.gradient.points, s.du, tiles); });
     transform_weight_gradient(s.du, dw);
 }
 
-// The nine pixels around one of a plane, zeros outside.
-void around(const float* plane, Size size, int y, int x, float taps[TAPS]) {
-    for (int i = 0; i < TAPS; ++i) {
-        const int yy = y + i / 3 - 1, xx = x + i % 3 - 1;
-        const bool inside = yy >= 0 && xx >= 0 && yy < size.height && xx < size.width;
-        taps[i] = inside ? plane[size_t(yy) * size.width + xx] : 0.0f;
+// Zeros around the pixels of a layer: what its neighbours' transforms read there.
+void clear_frame(float* x, const Frame& frame) {
+    constexpr size_t PIXEL = CHANNELS * sizeof(float);
+    float* const end = x + frame.pixels() * CHANNELS;
+    std::memset(x, 0, frame.row() * PIXEL);
+    for (int y = 0; y < frame.height; ++y) {
+        std::memset(x + frame.at(y, -1) * CHANNELS, 0, PIXEL);
+        float* const right = x + frame.at(y, frame.width) * CHANNELS;
+        std::memset(right, 0, (frame.row() - frame.width - 1) * PIXEL);
     }
+    float* const below = x + frame.at(frame.height, -1) * CHANNELS;
+    std::memset(below, 0, size_t(end - below) * sizeof(float));
 }
 
-// A plane to 64 channels, finish(pixel, channel, vector): the first layer, and the last one's adjoint. w [tap][64].
+// A plane (height, width) in its frame.
+std::vector<float> framed(const float* plane, const Frame& frame) {
+    std::vector<float> out(frame.pixels());
+    for (int y = 0; y < frame.height; ++y)
+        std::copy_n(plane + size_t(y) * frame.width, frame.width, out.data() + frame.at(y, 0));
+    return out;
+}
+
+// A plane to 64 channels: the first layer, and the last one's adjoint.
 template <class Finish>
-void expand(const float* plane, const float* w, Size size, Finish&& finish) {
-    float taps[TAPS];
-    for (int y = 0; y < size.height; ++y)
-        for (int x = 0; x < size.width; ++x) {
-            around(plane, size, y, x, taps);
-            for (int channel = 0; channel < CHANNELS; channel += LANES) {
-                Vector sum = {};
-                for (int i = 0; i < TAPS; ++i) sum += every(taps[i]) * load(w + i * CHANNELS + channel);
-                finish((size_t(y) * size.width + x) * CHANNELS + channel, sum);
-            }
-        }
-}
-
-// dw [tap][64], summed: how a plane and 64 channels go together at each offset.
-void correlate(const float* plane, const float* x, Size size, float* dw) {
-    float taps[TAPS];
-    Vector sum[TAPS][GROUPS] = {};
-    for (int y = 0; y < size.height; ++y)
-        for (int column = 0; column < size.width; ++column) {
-            around(plane, size, y, column, taps);
-            const float* pixel = x + (size_t(y) * size.width + column) * CHANNELS;
-            for (int group = 0; group < GROUPS; ++group) {
-                const Vector v = load(pixel + group * LANES);
-                for (int i = 0; i < TAPS; ++i) sum[i][group] += every(taps[i]) * v;
-            }
-        }
-    for (int i = 0; i < TAPS; ++i)
-        for (int group = 0; group < GROUPS; ++group) store(dw + i * CHANNELS + group * LANES, sum[i][group]);
-}
-
-float total(Vector v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
-    return sum;
-}
-
-// 64 channels to a plane: the last layer. w [tap][64].
-void contract(const float* x, const float* w, Size size, float* plane) {
-    for (int y = 0; y < size.height; ++y)
-        for (int column = 0; column < size.width; ++column) {
-            Vector sum = {};
-            for (int i = 0; i < TAPS; ++i) {
-                const int yy = y + i / 3 - 1, xx = column + i % 3 - 1;
-                if (yy < 0 || xx < 0 || yy >= size.height || xx >= size.width) continue;
-                const float* pixel = x + (size_t(yy) * size.width + xx) * CHANNELS;
-                for (int group = 0; group < GROUPS; ++group)
-                    sum += load(pixel + group * LANES) * load(w + i * CHANNELS + group * LANES);
-            }
-            plane[size_t(y) * size.width + column] = total(sum);
-        }
-}
-
-// The weights of all layers, one behind the other, as the kernels say.
-struct Weights {
-    int depth;
-    std::vector<float> first, last, last_turned;  // [tap][64]
-    Floats hidden_layers;                         // [hidden layer] U
-
-    // turned: for the way back
-    Weights(const float* w, int depth, bool turned, int threads)
-        : depth(depth), first(TAPS * CHANNELS), last(TAPS * CHANNELS), last_turned(TAPS * CHANNELS),
-          hidden_layers(floats(hidden() * TRANSFORMED)) {
-        const float* end = w + TAPS * CHANNELS + hidden() * WEIGHTS;
-        for (int i = 0; i < TAPS; ++i)
-            for (int channel = 0; channel < CHANNELS; ++channel) {
-                first[i * CHANNELS + channel] = w[channel * TAPS + i];
-                last[i * CHANNELS + channel] = end[channel * TAPS + i];
-                last_turned[i * CHANNELS + channel] = end[channel * TAPS + TAPS - 1 - i];
-            }
-        share(int(hidden()), threads, [&](int layer) {
-            transform_weights(w + TAPS * CHANNELS + layer * WEIGHTS, hidden_layers.get() + layer * TRANSFORMED, turned);
-        });
+void expand_all(const std::vector<float>& plane, const float* w, const Frame& frame, Finish&& finish) {
+    for (int y = 0; y < frame.height; ++y) {
+        const float* rows[3];
+        for (int i = 0; i < 3; ++i) rows[i] = plane.data() + frame.at(y + i - 1, 0);
+        expand(rows, w, 0, frame.width,
+               [&](int x, int channel, Vector v) { finish(frame.at(y, x) * CHANNELS + channel, v); });
     }
-    size_t hidden() const { return size_t(depth) - 2; }
-};
-
-void forward_one(const Weights& weights, const float* y, Size size, float* activations, float* residual) {
-    const size_t layer = size.pixels() * CHANNELS;
-    expand(y, weights.first.data(), size, [&](size_t at, Vector v) { store(activations + at, positive(v)); });
-    for (size_t i = 0; i < weights.hidden(); ++i) {
-        float* to = activations + (i + 1) * layer;
-        convolve(activations + i * layer, weights.hidden_layers.get() + i * TRANSFORMED, size,
-                 [&](size_t at, Vector v) { store(to + at, positive(v)); });
-    }
-    contract(activations + weights.hidden() * layer, weights.last.data(), size, residual);
 }
 
-// dw: this picture's share, laid out as the weights are; scratch: two layers' gradients.
-void backward_one(const Weights& weights, const float* y, const float* gradient, Size size, const float* activations,
-                  float* dw, float* here, float* below) {
-    const size_t layer = size.pixels() * CHANNELS;
+// dw [tap][64]: how a plane and 64 channels go together at each offset.
+void correlate(const std::vector<float>& plane, const float* x, const Frame& frame, float* dw) {
+    for (int group = 0; group < GROUPS; ++group) {
+        Vector sum[TAPS] = {};
+        for (int y = 0; y < frame.height; ++y)
+            for (int column = 0; column < frame.width; ++column) {
+                const Vector v = load(x + frame.at(y, column) * CHANNELS + group * LANES);
+                for (int i = 0; i < TAPS; ++i)
+                    sum[i] += every(plane[frame.at(y + i / 3 - 1, column + i % 3 - 1)]) * v;
+            }
+        for (int i = 0; i < TAPS; ++i) store(dw + i * CHANNELS + group * LANES, sum[i]);
+    }
+}
+
+void forward_one(const Weights& weights, const float* y, const Frame& frame, float* activations, float* residual) {
+    const size_t layer = frame.pixels() * CHANNELS;
+    auto rectified = [](float* to) { return [to](size_t at, Vector v) { store(to + at, positive(v)); }; };
+    for (size_t i = 0; i <= weights.hidden(); ++i) clear_frame(activations + i * layer, frame);
+    expand_all(framed(y, frame), weights.first.data(), frame, rectified(activations));
+    for (size_t i = 0; i < weights.hidden(); ++i)
+        convolve(activations + i * layer, weights.layer(i), frame, rectified(activations + (i + 1) * layer));
+    for (int y = 0; y < frame.height; ++y) {
+        const float* rows[3];
+        rows_from<3>(activations + weights.hidden() * layer, frame, y - 1, 0, rows);
+        contract(rows, weights.last.data(), frame.width, residual + size_t(y) * frame.width);
+    }
+}
+
+// dw: this picture's share, laid out as the weights are; here, below: two layers' gradients, their frames cleared.
+void backward_one(const Weights& weights, const float* y, const float* upstream, const Frame& frame,
+                  const float* activations, float* dw, float* here, float* below) {
+    const size_t layer = frame.pixels() * CHANNELS;
+    auto masked = [](const float* x, float* to) {  // the ReLU lets through what it let through
+        return [=](size_t at, Vector v) { store(to + at, load(x + at) > 0.0f ? v : Vector{}); };
+    };
     float taps[TAPS * CHANNELS];
+    const std::vector<float> gradient = framed(upstream, frame);
     const float* x = activations + weights.hidden() * layer;
-    correlate(gradient, x, size, taps);
+    correlate(gradient, x, frame, taps);
     float* last = dw + TAPS * CHANNELS + weights.hidden() * WEIGHTS;
     for (int i = 0; i < TAPS; ++i)  // the plane's neighbour to the right sees this pixel to its left
         for (int channel = 0; channel < CHANNELS; ++channel)
             last[channel * TAPS + i] = taps[(TAPS - 1 - i) * CHANNELS + channel];
-    auto masked = [](const float* x, float* to) {  // the ReLU lets through what it let through
-        return [=](size_t at, Vector v) { store(to + at, load(x + at) > 0.0f ? v : Vector{}); };
-    };
-    expand(gradient, weights.last_turned.data(), size, masked(x, here));
+    expand_all(gradient, weights.last_turned.data(), frame, masked(x, here));
     for (size_t i = weights.hidden(); i-- > 0;) {
         x = activations + i * layer;
-        weight_gradient(x, here, size, dw + TAPS * CHANNELS + i * WEIGHTS);
-        convolve(here, weights.hidden_layers.get() + i * TRANSFORMED, size, masked(x, below));
+        weight_gradient(x, here, frame, dw + TAPS * CHANNELS + i * WEIGHTS);
+        convolve(here, weights.layer(i), frame, masked(x, below));
         std::swap(here, below);
     }
-    correlate(y, here, size, taps);
+    correlate(framed(y, frame), here, frame, taps);
     for (int i = 0; i < TAPS; ++i)
         for (int channel = 0; channel < CHANNELS; ++channel) dw[channel * TAPS + i] = taps[i * CHANNELS + channel];
 }
@@ -275,15 +186,19 @@ using namespace vdsr;
 
 extern "C" {
 
-// weights: all kernels (out, in, 3, 3) one behind the other; y, residual: (n, height, width);
-// activations: (n, depth - 1, height, width, 64), for the way back. 0, or 1 where memory did not suffice.
+// How many floats a picture's activations take.
+size_t vdsr_activations(int depth, int height, int width) {
+    return size_t(depth - 1) * Frame{height, width}.pixels() * CHANNELS;
+}
+
+// weights: all kernels (out, in, 3, 3) one behind the other; y, residual: (n, height, width); activations: n times
+// vdsr_activations, for the way back. 0, or 1 where memory did not suffice.
 int vdsr_forward(const float* weights, int depth, const float* y, int n, int height, int width, float* activations,
                  float* residual, int threads) try {
-    const Size size{height, width};
+    const size_t pixels = size_t(height) * width, size = vdsr_activations(depth, height, width);
     const Weights all(weights, depth, false, threads);
     share(n, threads, [&](int i) {
-        forward_one(all, y + i * size.pixels(), size, activations + i * (depth - 1) * size.pixels() * CHANNELS,
-                    residual + i * size.pixels());
+        forward_one(all, y + i * pixels, {height, width}, activations + i * size, residual + i * pixels);
     });
     return 0;
 } catch (const std::bad_alloc&) {
@@ -293,14 +208,18 @@ int vdsr_forward(const float* weights, int depth, const float* y, int n, int hei
 // gradient: of the residual, (n, height, width); dw: laid out as the weights are.
 int vdsr_backward(const float* weights, int depth, const float* y, const float* gradient, int n, int height, int width,
                   const float* activations, float* dw, int threads) try {
-    const Size size{height, width};
+    const size_t pixels = size_t(height) * width, size = vdsr_activations(depth, height, width);
     const Weights all(weights, depth, true, threads);
-    const size_t count = 2 * TAPS * CHANNELS + all.hidden() * WEIGHTS, layer = size.pixels() * CHANNELS;
-    const Floats shares = floats(n * count), gradients = floats(2 * n * layer);
-    share(n, threads, [&](int i) {
-        backward_one(all, y + i * size.pixels(), gradient + i * size.pixels(), size,
-                     activations + i * (depth - 1) * layer, shares.get() + i * count,
-                     gradients.get() + 2 * i * layer, gradients.get() + (2 * i + 1) * layer);
+    const size_t count = 2 * TAPS * CHANNELS + all.hidden() * WEIGHTS;
+    const size_t layer = Frame{height, width}.pixels() * CHANNELS;
+    const Floats shares = floats(n * count);
+    std::atomic<int> next{0};
+    in_parallel(std::min(threads, n), [&] {
+        const Floats gradients = floats(2 * layer);
+        for (int i : {0, 1}) clear_frame(gradients.get() + i * layer, {height, width});
+        for (int i; (i = next++) < n;)
+            backward_one(all, y + i * pixels, gradient + i * pixels, {height, width}, activations + i * size,
+                         shares.get() + i * count, gradients.get(), gradients.get() + layer);
     });
     std::memcpy(dw, shares.get(), count * sizeof(float));
     for (int i = 1; i < n; ++i)

@@ -39,7 +39,7 @@ class _Residual(torch.autograd.Function):
     def forward(ctx: Any, module: NativeVDSR, y: Tensor, *kernels: Tensor) -> Tensor:
         config = module.model.config
         weights = torch.cat([kernel.detach().contiguous().flatten() for kernel in kernels])
-        activations = module.lend(y.numel() * (config.depth - 1) * config.channels)
+        activations = module.lend(len(y) * module.library.activations(config.depth, *y.shape[2:]))
         ctx.module, ctx.activations = module, activations
         ctx.save_for_backward(y, weights)
         return module.library.forward(weights, config.depth, y, activations, threads=torch.get_num_threads())

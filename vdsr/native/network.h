@@ -1,0 +1,125 @@
+// What do training and inference have in common? Memory, threads, the weights of all layers, and the two ends of the
+// network: the first layer makes 64 channels of a plane, the last makes a plane of 64 channels.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "winograd.h"
+
+namespace vdsr {
+
+constexpr int TAPS = 9;
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+// Uninitialised, on huge pages where there are any.
+inline Floats floats(size_t count) {
+    constexpr size_t PAGE = size_t(2) << 20;
+    const size_t bytes = (count * sizeof(float) + PAGE - 1) / PAGE * PAGE;
+    void* p = std::aligned_alloc(PAGE, bytes);
+    if (!p) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return Floats(static_cast<float*>(p));
+}
+
+// Runs work() in so many threads, this one included; throws what one of them throws.
+template <class Work>
+void in_parallel(int threads, Work&& work) {
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+    std::exception_ptr failure;
+    auto guarded = [&] {
+        try {
+            work();
+        } catch (...) {
+            if (!failed.test_and_set()) failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(guarded);
+    guarded();
+    for (auto& thread : others) thread.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+// Calls work(item) for 0 <= item < items, each once.
+template <class Work>
+void share(int items, int threads, Work&& work) {
+    std::atomic<int> next{0};
+    in_parallel(std::min(threads, items), [&] {
+        for (int item; (item = next++) < items;) work(item);
+    });
+}
+
+// The weights of all layers, from one behind the other as (out, in, 3, 3).
+struct Weights {
+    int depth;
+    std::vector<float> first, last, last_turned;  // [tap][64]
+    Floats hidden_layers;                         // [hidden layer] U
+
+    // turned: the hidden layers' adjoints, for the way back
+    Weights(const float* w, int depth, bool turned, int threads)
+        : depth(depth), first(TAPS * CHANNELS), last(TAPS * CHANNELS), last_turned(TAPS * CHANNELS),
+          hidden_layers(floats(hidden() * TRANSFORMED)) {
+        const float* end = w + TAPS * CHANNELS + hidden() * WEIGHTS;
+        for (int i = 0; i < TAPS; ++i)
+            for (int channel = 0; channel < CHANNELS; ++channel) {
+                first[i * CHANNELS + channel] = w[channel * TAPS + i];
+                last[i * CHANNELS + channel] = end[channel * TAPS + i];
+                last_turned[i * CHANNELS + channel] = end[channel * TAPS + TAPS - 1 - i];
+            }
+        share(int(hidden()), threads, [&](int layer) {
+            transform_weights(w + TAPS * CHANNELS + layer * WEIGHTS, hidden_layers.get() + layer * TRANSFORMED, turned);
+        });
+    }
+    size_t hidden() const { return size_t(depth) - 2; }
+    const float* layer(size_t i) const { return hidden_layers.get() + i * TRANSFORMED; }
+};
+
+// In both: rows[y] points at a row's pixel `from`, and the pixels beside and above what is computed can be read.
+
+// finish(x, channel, vector): 64 channels of every pixel from..to of the middle row.
+template <class Finish>
+void expand(const float* const rows[3], const float* w, int from, int to, Finish&& finish) {
+    for (int group = 0; group < GROUPS; ++group) {
+        Vector taps[TAPS];
+        for (int i = 0; i < TAPS; ++i) taps[i] = load(w + i * CHANNELS + group * LANES);
+        for (int x = from; x < to; ++x) {
+            Vector sum = {};
+            for (int i = 0; i < TAPS; ++i) sum += every(rows[i / 3][x - from + i % 3 - 1]) * taps[i];
+            finish(x, group * LANES, sum);
+        }
+    }
+}
+
+inline float total(Vector v) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
+    return sum;
+}
+
+// to[0 .. count]: the plane of the middle row's pixels.
+inline void contract(const float* const rows[3], const float* w, int count, float* to) {
+    for (int x = 0; x < count; ++x) {
+        Vector sum[3] = {};
+        for (int i = 0; i < TAPS; ++i)
+            for (int group = 0; group < GROUPS; ++group)
+                sum[i / 3] += load(rows[i / 3] + ptrdiff_t(x + i % 3 - 1) * CHANNELS + group * LANES) *
+                              load(w + i * CHANNELS + group * LANES);
+        to[x] = total(sum[0] + sum[1] + sum[2]);
+    }
+}
+
+}  // namespace vdsr
