@@ -17,9 +17,9 @@ setup(
     ext_modules=[
         Extension(
             f"vdsr.native._{name}",
-            sources=["vdsr/native/training.cpp"],
+            sources=["vdsr/native/inference.cpp", "vdsr/native/training.cpp"],
             depends=["vdsr/native/network.h", "vdsr/native/winograd.h"],
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-pthread", *flags],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread", *flags],
             extra_link_args=["-pthread"],
             language="c++",
             py_limited_api=True,

@@ -51,7 +51,7 @@ def check(upscaler: Upscaler, recorded: str) -> None:
     except ValueError as exc:
         raise CheckpointError(f"the recorded output of the smoke test is damaged: {exc}") from exc
     difference = float(np.abs(upscaler.sharpen(tile()) - wanted).max())
-    limit = TOLERANCE_FP32 if upscaler.dtype.itemsize == 4 else TOLERANCE_BF16
+    limit = TOLERANCE_FP32 if upscaler.engine.exact else TOLERANCE_BF16
     if not difference <= limit:  # a difference that is no number fails too
         raise CheckpointError(
             f"on a known tile the network is off by {difference * 255:.3g} code values from what its publisher "

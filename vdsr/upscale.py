@@ -1,13 +1,13 @@
 """How does an image become larger? Bicubic for all of it, and the network's residual for its luminance.
 
-The image is made in bands of rows, each band in tiles, so that memory hardly grows with the image: what is held is
-the input and the output in their own depth, and one band in float. The result does not depend on the band or tile.
+The image is made in bands of rows, so that memory hardly grows with the image: what is held is the input and the
+output in their own depth, and some rows in float. The result does not depend on the pieces.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -17,19 +17,24 @@ from numpy.typing import NDArray
 from vdsr import checkpoint
 from vdsr.alpha import bleed
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
-from vdsr.device import choose_device, choose_dtype
+from vdsr.device import choose_device
+from vdsr.engine import Bands, Plane, Stream, make_engine, whole
 from vdsr.resize import Bicubic, plan_bicubic
-from vdsr.tiling import Span, spans
+from vdsr.tiling import spans
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
 TILE = 256
-"""Pixels a side that one pass of the network contributes. A tile's activations then stay below 32 MB, where glibc
-would otherwise map and unmap fresh pages for every layer."""
-EXACT_LAYERS = 3
-"""Hidden layers kept in fp32 in bf16 mode: nearly all of bf16's loss is the rounding of the first activations."""
+"""Pixels a side that one pass of torch contributes. A tile's activations then stay below 32 MB, where glibc would
+otherwise map and unmap fresh pages for every layer."""
+BAND = 64
+"""Rows of the output that are made at a time."""
+STRIP = 4096
+"""Columns that go through the network at a time: its memory grows with them (by 78 KB a column in our compiled code)
+and the halo between two strips is computed twice."""
+ENSEMBLE_BAND = 2048
+"""Rows that are turned at a time by the self-ensemble: the halo costs two in a hundred."""
 
 
 class Upscaler:
@@ -42,6 +47,7 @@ class Upscaler:
         device: str = "auto",
         precision: str = "auto",
         tile: int = TILE,
+        engine: str = "auto",
         self_ensemble: bool = False,
     ) -> None:
         """
@@ -49,37 +55,26 @@ class Upscaler:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
             precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
-            tile: pixels a side per pass of the network; smaller needs less memory. The result is the same.
+            tile: pixels a side per pass where torch computes; smaller needs less memory. The result is the same.
+            engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).
             self_ensemble: average the residuals of the picture's eight orientations (Timofte et al., 2016, "Seven
                 ways to improve example-based single image super resolution"): better by up to 0.1 dB, eight times
                 the work. May be changed at any time.
 
         Raises:
             CheckpointError: the weights cannot be used.
-            DeviceError: the device or precision is not here.
+            DeviceError: the device, precision or engine is not here.
         """
-        import torch
-
         if tile < 1:
             raise ValueError(f"tile is {tile}; it must be at least 1 pixel")
         self.device = choose_device(device)
-        self.dtype = choose_dtype(precision)
-        self.tile = tile
         self.self_ensemble = self_ensemble
         if isinstance(weights, bytes):
             model, self.identity = checkpoint.parse(weights, "the checkpoint")
         else:
             model, self.identity = checkpoint.load(Path(weights) if weights is not None else checkpoint.SHIPPED)
-        self.halo = model.config.halo
-        exact = (0, *range(1, EXACT_LAYERS + 1), model.config.depth - 1)
-        self._layers = [
-            kernel.to(
-                self.device,
-                torch.float32 if index in exact else self.dtype,
-                memory_format=torch.channels_last,
-            )
-            for index, kernel in enumerate(model.kernels)
-        ]
+        self._field = model.config.halo
+        self.engine = make_engine(model, self.device, precision, tile, engine)
 
     @overload
     def upscale(
@@ -127,11 +122,10 @@ class Upscaler:
         Returns:
             (H, W) float32, not clamped.
         """
-        height = y.shape[0]
         out = np.empty(y.shape, np.float32)
-        for span in spans(height, self.tile, self.halo):
-            band = np.ascontiguousarray(y[span.read_start : span.read_stop], np.float32)
-            out[span.start : span.stop] = band[span.kept] + self._residual_band(band, span, on_tile)
+        height, width = y.shape
+        for start, columns, rows in self._sharpened(lambda start, stop: y[start:stop], height, width, on_tile):
+            out[start : start + len(rows), columns] = rows
         return out
 
     def _upscale_array(self, pixels: NDArray[Any], scale: float, on_tile: Callable[[], None] | None) -> NDArray[Any]:
@@ -142,86 +136,101 @@ class Upscaler:
         target = out[..., None] if out.ndim == 2 else out
         channels = samples.shape[2]
         if channels in (2, 4):
-            target[..., -1:] = self._upscale_planes(samples[..., -1:], plan, on_tile)
+            self._upscale_alpha(samples[..., -1:], plan, target[..., -1:], on_tile)
             samples = _bled(samples)
             channels -= 1
-        for span in spans(plan.size[0], self.tile, self.halo):
-            target[span.start : span.stop, :, :channels] = self._upscale_band(
-                samples[..., :channels], plan, span, on_tile
-            )
+        self._upscale_color(samples[..., :channels], plan, target[..., :channels], on_tile)
         return out
 
-    def _upscale_planes(self, alpha: NDArray[Any], plan: Bicubic, on_tile: Callable[[], None] | None) -> NDArray[Any]:
+    def _upscale_alpha(
+        self, alpha: NDArray[Any], plan: Bicubic, out: NDArray[Any], on_tile: Callable[[], None] | None
+    ) -> None:
         """Alpha as a gray image; a constant one, as most are, costs nothing and stays exactly what it is."""
         if (alpha == alpha.flat[0]).all():
-            return np.full((*plan.size, 1), alpha.flat[0], alpha.dtype)
-        bands = [self._upscale_band(alpha, plan, span, on_tile) for span in spans(plan.size[0], self.tile, self.halo)]
-        return np.concatenate(bands)
-
-    def _upscale_band(
-        self, samples: NDArray[Any], plan: Bicubic, span: Span, on_tile: Callable[[], None] | None
-    ) -> NDArray[Any]:
-        """Rows span.start..span.stop of the output of (H, W, 1 or 3) samples, in their dtype."""
-        first, last = plan.source_rows(span.read_start, span.read_stop)
-        peak = np.float32(np.iinfo(samples.dtype).max)
-        source = samples[first:last].transpose(2, 0, 1).astype(np.float32) / peak  # (C, h, W) in [0, 1]
-        gray = source.shape[0] == 1
-        ycbcr = gray_to_y(source) if gray else rgb_to_ycbcr(source)
-        y = plan.rows(ycbcr[0], span.read_start, span.read_stop, first)
-        sharp = y[span.kept] + self._residual_band(y, span, on_tile)
-        if gray:
-            result = y_to_gray(sharp)[None]
+            out[:] = alpha.flat[0]
         else:
-            chroma = plan.rows(ycbcr[1:], span.start, span.stop, first)
-            result = ycbcr_to_rgb(np.concatenate([sharp[None], chroma]))
-        code_values = np.clip(np.round(result * peak), 0, peak)
-        return code_values.transpose(1, 2, 0).astype(samples.dtype)
+            self._upscale_color(alpha, plan, out, on_tile)
 
-    def _residual_band(
-        self, y: NDArray[np.float32], rows: Span, on_tile: Callable[[], None] | None
-    ) -> NDArray[np.float32]:
-        """The residual of a band's kept rows; `y` is (rows read, W)."""
-        import torch
+    def _upscale_color(
+        self, samples: NDArray[Any], plan: Bicubic, out: NDArray[Any], on_tile: Callable[[], None] | None
+    ) -> None:
+        """(H, W, 1 or 3) samples to all of `out`, in their dtype."""
+        peak = np.float32(np.iinfo(samples.dtype).max)
+        gray = samples.shape[2] == 1
 
-        width = y.shape[1]
-        residual = np.empty((rows.stop - rows.start, width), np.float32)
-        for columns in spans(width, self.tile, self.halo):
-            if on_tile is not None:
-                on_tile()
-            tile = torch.from_numpy(y[:, columns.read_start : columns.read_stop].copy())[None, None]
-            # cuDNN would otherwise round fp32 to TF32's 10 bits
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                result = self._residual(tile.to(self.device))[0, 0].cpu().numpy()
-            residual[:, columns.start : columns.stop] = result[rows.kept, columns.kept]
-        return residual
+        def source(start: int, stop: int) -> tuple[NDArray[np.float32], int]:  # (C, h, W), and its first row
+            first, last = plan.source_rows(start, stop)
+            planes = samples[first:last].transpose(2, 0, 1).astype(np.float32) / peak
+            return gray_to_y(planes) if gray else rgb_to_ycbcr(planes), first
 
-    def _residual(self, x: Tensor) -> Tensor:
-        """(1, 1, h, w) float32 to the same: once, or the mean over the eight orientations."""
-        import torch
+        def luminance(start: int, stop: int) -> NDArray[np.floating]:
+            planes, first = source(start, stop)
+            return plan.rows(planes[0], start, stop, first)
 
+        height, width = plan.size
+        for start, columns, y in self._sharpened(luminance, height, width, on_tile):
+            if gray:
+                result = y_to_gray(y)[None]
+            else:
+                planes, first = source(start, start + len(y))
+                chroma = plan.rows(planes[1:], start, start + len(y), first)[..., columns]
+                result = ycbcr_to_rgb(np.concatenate([y[None], chroma]))
+            code_values = np.clip(np.round(result * peak), 0, peak)
+            out[start : start + len(y), columns] = code_values.transpose(1, 2, 0).astype(samples.dtype)
+
+    def _sharpened(
+        self,
+        luminance: Callable[[int, int], NDArray[np.floating]],
+        height: int,
+        width: int,
+        on_tile: Callable[[], None] | None,
+    ) -> Iterator[tuple[int, slice, Plane]]:
+        """Luminance with the residual added: first row, columns, (rows, columns); together all of (height, width).
+
+        Args:
+            luminance: gives rows start..stop of (height, width).
+        """
+        for strip in spans(width, STRIP, self.engine.halo):
+            stream = self._stream(height, strip.read_stop - strip.read_start, on_tile or _nothing)
+            held = np.empty((0, strip.read_stop - strip.read_start), np.float32)  # rows whose residual is to come
+            given = 0
+            for start in range(0, height, BAND):
+                rows = luminance(start, min(start + BAND, height))[:, strip.read_start : strip.read_stop]
+                rows = np.ascontiguousarray(rows, np.float32)
+                residual = stream.push(rows)
+                held = np.concatenate([held, rows])
+                if len(residual):
+                    yield given, slice(strip.start, strip.stop), (held[: len(residual)] + residual)[:, strip.kept]
+                held = held[len(residual) :]
+                given += len(residual)
+
+    def _stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
+        """Once through the network, or the mean over the eight orientations."""
         if not self.self_ensemble:
-            return self._layers_of(x)
-        turned = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
-        residuals = [_turned_back(self._layers_of(_turned(x, *way)), *way) for way in turned]
-        return torch.stack(residuals).mean(0)
+            return self.engine.stream(height, width, on_tile)
 
-    def _layers_of(self, x: Tensor) -> Tensor:
-        """The twenty layers, as `vdsr.model.VDSR.residual`."""
-        import torch
+        def mean(plane: Plane) -> Plane:
+            total = np.zeros_like(plane)
+            for turns in range(4):
+                for mirrored in (False, True):
+                    turned = np.ascontiguousarray(_turned(plane, turns, mirrored))
+                    total += _turned_back(whole(self.engine, turned, on_tile), turns, mirrored)
+            return total / 8
 
-        x = x.to(memory_format=torch.channels_last)
-        for weight in self._layers[:-1]:
-            x = torch.conv2d(x.to(weight.dtype), weight, padding=1).relu_()
-        return torch.conv2d(x.to(self._layers[-1].dtype), self._layers[-1], padding=1)
+        return Bands(mean, height, ENSEMBLE_BAND, self._field)
 
 
-def _turned(x: Tensor, turns: int, mirrored: bool) -> Tensor:
-    x = x.rot90(turns, (2, 3))
-    return x.flip(3) if mirrored else x
+def _turned(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
+    plane = np.rot90(plane, turns)
+    return plane[:, ::-1] if mirrored else plane
 
 
-def _turned_back(x: Tensor, turns: int, mirrored: bool) -> Tensor:
-    return (x.flip(3) if mirrored else x).rot90(-turns, (2, 3))
+def _turned_back(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
+    return np.rot90(plane[:, ::-1] if mirrored else plane, -turns)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check(pixels: NDArray[Any], scale: float) -> None:

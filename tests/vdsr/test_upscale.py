@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vdsr import Upscaler, checkpoint
+from vdsr import Upscaler, checkpoint, native
 from vdsr.device import DeviceError
 from vdsr.errors import ImageUnsupported, Interrupted
 from vdsr.model import VDSR
@@ -55,19 +55,61 @@ def test_shape_dtype_and_kind_are_kept(upscaler: Upscaler, shape: tuple, dtype: 
 def test_tiles_give_what_the_whole_image_gives(tile: int) -> None:
     y = bicubic(RNG.random((75, 81)), scale=2)
 
-    whole = Upscaler(device="cpu", tile=10_000).sharpen(y)
-    tiled = Upscaler(device="cpu", tile=tile).sharpen(y)
+    whole = Upscaler(device="cpu", engine="torch", tile=10_000).sharpen(y)
+    tiled = Upscaler(device="cpu", engine="torch", tile=tile).sharpen(y)
 
     assert np.abs(whole - tiled).max() < 1e-6  # oneDNN sums in another order for another tile width
 
 
-def test_the_network_of_the_upscaler_is_the_model_itself(upscaler: Upscaler) -> None:
-    y = RNG.random((40, 50)).astype(np.float32)
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (41, 41), (150, 203)])
+def test_the_network_of_the_upscaler_is_the_model_itself(engine: str, size: tuple[int, int]) -> None:
+    y = RNG.random(size).astype(np.float32)
     model, _ = checkpoint.load()
 
-    expected = model(torch.from_numpy(y)[None, None])[0, 0].numpy()
+    with torch.no_grad():
+        expected = model.double()(torch.from_numpy(y).double()[None, None])[0, 0].numpy()
 
-    assert np.abs(upscaler.sharpen(y) - expected).max() < 1e-6
+    assert np.abs(Upscaler(device="cpu", engine=engine).sharpen(y) - expected).max() * 255 < 0.01
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no compiled code")
+@pytest.mark.parametrize(("strip", "band"), [(4, 64), (60, 1), (64, 7), (4096, 1000)])
+def test_the_compiled_code_gives_the_same_bits_in_any_pieces(
+    strip: int, band: int, upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y = RNG.random((101, 203)).astype(np.float32)
+    expected = upscaler.sharpen(y)
+
+    monkeypatch.setattr("vdsr.upscale.STRIP", strip)
+    monkeypatch.setattr("vdsr.upscale.BAND", band)
+
+    assert np.array_equal(upscaler.sharpen(y), expected)
+
+
+@pytest.mark.skipif(native.library() is None, reason="there is no compiled code")
+def test_the_compiled_code_gives_the_same_bits_with_any_number_of_threads(upscaler: Upscaler) -> None:
+    y, before, found = RNG.random((50, 60)).astype(np.float32), torch.get_num_threads(), []
+
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        found.append(upscaler.sharpen(y))
+    torch.set_num_threads(before)
+
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+def test_an_engine_that_is_not_here_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdsr.native.libraries", list)
+
+    with pytest.raises(DeviceError, match=r"native engine is not here for cpu in auto: .* C\+\+ compiler"):
+        Upscaler(device="cpu", engine="native")
+
+
+def test_without_compiled_code_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdsr.native.libraries", list)
+
+    assert Upscaler(device="cpu").engine.name == "torch cpu fp32"
 
 
 def test_without_a_residual_it_is_bicubic_of_every_channel(zero_residual: Upscaler) -> None:

@@ -7,11 +7,16 @@ there was no compiler, costs speed and nothing else: torch computes the same.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from vdsr.model import VDSR
 
 _VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """By what torch says of the processor: the libraries that it can run, best first."""
@@ -23,12 +28,13 @@ class Library:
 
     def __init__(self, variant: str, path: Path) -> None:
         self.variant = variant
-        self._functions = ctypes.CDLL(str(path))
-        self._functions.vdsr_activations.restype = ctypes.c_size_t
+        self.functions = ctypes.CDLL(str(path))
+        self.functions.vdsr_activations.restype = ctypes.c_size_t
+        self.functions.vdsr_network.restype = self.functions.vdsr_stream.restype = ctypes.c_void_p
 
     def activations(self, depth: int, height: int, width: int) -> int:
         """How many floats `forward` keeps of a picture for `backward`."""
-        return int(self._functions.vdsr_activations(depth, height, width))
+        return int(self.functions.vdsr_activations(depth, height, width))
 
     def forward(self, weights: Tensor, depth: int, y: Tensor, activations: Tensor, *, threads: int) -> Tensor:
         """The network's residual, with what `backward` needs.
@@ -67,8 +73,67 @@ class Library:
                     f"{function} takes contiguous float32, not {tensor.dtype} with strides {tensor.stride()}"
                 )
         passed = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int(a) for a in arguments]
-        if getattr(self._functions, function)(*passed) == _NO_MEMORY:
+        if getattr(self.functions, function)(*passed) == _NO_MEMORY:
             raise MemoryError(f"{function} needs more memory than there is; make the batch or the patch smaller")
+
+
+class Network:
+    """A network's weights, prepared for inference; `tile` is the side of what it computes at once."""
+
+    def __init__(self, library: Library, model: VDSR) -> None:
+        weights = torch.cat([kernel.detach().float().cpu().contiguous().flatten() for kernel in model.kernels])
+        self.library, self.depth = library, model.config.depth
+        self.tile = library.functions.vdsr_tile()
+        address = library.functions.vdsr_network(
+            ctypes.c_void_p(weights.data_ptr()), self.depth, torch.get_num_threads()
+        )
+        self.address = _address(address, "a network")
+        weakref.finalize(self, library.functions.vdsr_network_free, self.address)
+
+    def stream(self, height: int, width: int) -> Stream:
+        """An image of this size is to come, from its first row on."""
+        return Stream(self, height, width)
+
+
+class Stream:
+    """Takes an image's rows in order, and gives the residual's rows as soon as they can be known."""
+
+    def __init__(self, network: Network, height: int, width: int) -> None:
+        self._network, self._width, self._left = network, width, height
+        functions = network.library.functions
+        self._delay = functions.vdsr_stream_delay(network.depth)
+        self._address = _address(functions.vdsr_stream(network.address, height, width), f"{width} columns")
+        weakref.finalize(self, functions.vdsr_stream_free, self._address)
+
+    def push(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(k, W) in [0, 1], the next rows, to (0 or more, W), the residual's next rows.
+
+        Raises:
+            ValueError: other widths, other dtypes, or more rows than the image has.
+            MemoryError: there is not enough.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self._width or len(rows) > self._left or rows.dtype != np.float32:
+            wanted = f"float32 of up to ({self._left}, {self._width})"
+            raise ValueError(f"{rows.dtype} of {rows.shape} was given; {wanted} is what is left of the image")
+        rows = np.ascontiguousarray(rows)
+        out = np.empty((len(rows) + self._delay, self._width), np.float32)
+        given: int = self._network.library.functions.vdsr_stream_push(
+            self._address,
+            ctypes.c_void_p(rows.ctypes.data),
+            len(rows),
+            ctypes.c_void_p(out.ctypes.data),
+            torch.get_num_threads(),
+        )
+        if given < 0:
+            raise MemoryError("the network needs more memory than there is; use fewer threads")
+        self._left -= len(rows)
+        return out[:given]
+
+
+def _address(address: int | None, what: str) -> ctypes.c_void_p:
+    if address is None:
+        raise MemoryError(f"{what} cannot be held: there is not enough memory")
+    return ctypes.c_void_p(address)
 
 
 @lru_cache(maxsize=1)

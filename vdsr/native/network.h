@@ -98,7 +98,7 @@ void expand(const float* const rows[3], const float* w, int from, int to, Finish
         for (int i = 0; i < TAPS; ++i) taps[i] = load(w + i * CHANNELS + group * LANES);
         for (int x = from; x < to; ++x) {
             Vector sum = {};
-            for (int i = 0; i < TAPS; ++i) sum += every(rows[i / 3][x - from + i % 3 - 1]) * taps[i];
+            for (int i = 0; i < TAPS; ++i) sum = fma(every(rows[i / 3][x - from + i % 3 - 1]), taps[i], sum);
             finish(x, group * LANES, sum);
         }
     }
@@ -116,8 +116,8 @@ inline void contract(const float* const rows[3], const float* w, int count, floa
         Vector sum[3] = {};
         for (int i = 0; i < TAPS; ++i)
             for (int group = 0; group < GROUPS; ++group)
-                sum[i / 3] += load(rows[i / 3] + ptrdiff_t(x + i % 3 - 1) * CHANNELS + group * LANES) *
-                              load(w + i * CHANNELS + group * LANES);
+                sum[i / 3] = fma(load(rows[i / 3] + ptrdiff_t(x + i % 3 - 1) * CHANNELS + group * LANES),
+                                 load(w + i * CHANNELS + group * LANES), sum[i / 3]);
         to[x] = total(sum[0] + sum[1] + sum[2]);
     }
 }

@@ -132,7 +132,7 @@ void correlate(const std::vector<float>& plane, const float* x, const Frame& fra
             for (int column = 0; column < frame.width; ++column) {
                 const Vector v = load(x + frame.at(y, column) * CHANNELS + group * LANES);
                 for (int i = 0; i < TAPS; ++i)
-                    sum[i] += every(plane[frame.at(y + i / 3 - 1, column + i % 3 - 1)]) * v;
+                    sum[i] = fma(every(plane[frame.at(y + i / 3 - 1, column + i % 3 - 1)]), v, sum[i]);
             }
         for (int i = 0; i < TAPS; ++i) store(dw + i * CHANNELS + group * LANES, sum[i]);
     }

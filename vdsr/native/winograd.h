@@ -19,19 +19,24 @@
 //     U      [36 points][64 channels in][64 channels out]
 // The cache line between points keeps the 36 streams of a transform out of the same cache sets.
 //
-// The result of a tile depends on that tile's pixels alone, not on its place in a Batch, so an image computed in any
-// pieces is bit-identical as long as the tiles start at multiples of 4.
+// The result of a tile depends on its 6 x 6 pixels alone, to the bit, and not on its place in a Batch.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 namespace vdsr {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, COLUMNS = 4;  // floats in a register; registers of output channels in a GEMM's block
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
 constexpr int LANES = 8, COLUMNS = 2;
 #else
 constexpr int LANES = 4, COLUMNS = 4;
@@ -51,30 +56,46 @@ typedef float Unaligned __attribute__((vector_size(LANES * sizeof(float)), align
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
 inline Vector every(float value) { return value - Vector{}; }
+
+// a * b + c, rounded once. Always asked for and never left to the compiler (-ffp-contract=off), which would fuse the
+// same formula here and not there, and so give other bits in another place.
+inline Vector fma(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+inline Vector fma(float a, Vector b, Vector c) { return fma(every(a), b, c); }
+
 inline Vector positive(Vector v) { return v > 0.0f ? v : Vector{}; }
 
 // ---- the one-dimensional transforms; each two-dimensional one does its columns, then its rows
 
 inline void input_transform(const Vector d[IN], Vector v[IN]) {  // B'd
-    const Vector a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = d[3] - d[1];
-    v[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+    const Vector a = fma(-4, d[2], d[4]), b = fma(-4, d[1], d[3]), c = d[4] - d[2], e = d[3] - d[1];
+    v[0] = fma(4, d[0], fma(-5, d[2], d[4]));
     v[1] = a + b;
     v[2] = a - b;
-    v[3] = c + 2.0f * e;
-    v[4] = c - 2.0f * e;
-    v[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+    v[3] = fma(2, e, c);
+    v[4] = fma(-2, e, c);
+    v[5] = fma(4, d[1], fma(-5, d[3], d[5]));
 }
 
 inline void output_transform(const Vector m[IN], Vector y[OUT]) {  // A'm
     const Vector a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], e = m[3] - m[4];
     y[0] = m[0] + a + c;
-    y[1] = b + 2.0f * e;
-    y[2] = a + 4.0f * c;
-    y[3] = b + 8.0f * e + m[5];
+    y[1] = fma(2, e, b);
+    y[2] = fma(4, c, a);
+    y[3] = fma(8, e, b) + m[5];
 }
 
 inline void output_adjoint(const Vector y[OUT], Vector m[IN]) {  // Ay, for the gradient
-    const Vector a = y[0] + y[2], b = y[1] + y[3], c = y[0] + 4.0f * y[2], e = 2.0f * y[1] + 8.0f * y[3];
+    const Vector a = y[0] + y[2], b = y[1] + y[3], c = fma(4, y[2], y[0]), e = fma(8, y[3], y[1] + y[1]);
     m[0] = y[0];
     m[1] = a + b;
     m[2] = a - b;
@@ -85,7 +106,7 @@ inline void output_adjoint(const Vector y[OUT], Vector m[IN]) {  // Ay, for the 
 
 inline void weight_transform(const Vector w[3], Vector u[IN]) {  // Gw
     const Vector a = (w[0] + w[2]) * (-1.0f / 6), b = w[1] * (-1.0f / 6);
-    const Vector c = w[0] * (1.0f / 24) + w[2] * (1.0f / 6), e = w[1] * (1.0f / 12);
+    const Vector c = fma(1.0f / 24, w[0], w[2] * (1.0f / 6)), e = w[1] * (1.0f / 12);
     u[0] = w[0] * 0.25f;
     u[1] = a + b;
     u[2] = a - b;
@@ -96,9 +117,9 @@ inline void weight_transform(const Vector w[3], Vector u[IN]) {  // Gw
 
 inline void weight_adjoint(const Vector u[IN], Vector w[3]) {  // G'u, for the gradient
     const Vector a = u[1] + u[2], b = u[1] - u[2], c = u[3] + u[4], e = u[3] - u[4];
-    w[0] = 0.25f * u[0] - a * (1.0f / 6) + c * (1.0f / 24);
-    w[1] = e * (1.0f / 12) - b * (1.0f / 6);
-    w[2] = c * (1.0f / 6) - a * (1.0f / 6) + u[5];
+    w[0] = fma(0.25f, u[0], fma(-1.0f / 6, a, c * (1.0f / 24)));
+    w[1] = fma(1.0f / 12, e, b * (-1.0f / 6));
+    w[2] = fma(1.0f / 6, c - a, u[5]);
 }
 
 // ---- a batch of tiles
@@ -176,7 +197,7 @@ inline void multiply_block(float* v, const float* u) {
 #pragma GCC unroll 8
             for (int t = 0; t < BLOCK; ++t) {
                 const Vector value = every(v[t * CHANNELS + c]);
-                for (int k = 0; k < COLUMNS; ++k) sum[t][k] += value * weight[k];
+                for (int k = 0; k < COLUMNS; ++k) sum[t][k] = fma(value, weight[k], sum[t][k]);
             }
         }
         for (int t = 0; t < BLOCK; ++t)
@@ -214,7 +235,7 @@ inline void accumulate(const float* v, const float* m, float* du, int tiles) {
                         gradient[k] = load(m + p * STRIDE + t * CHANNELS + o + k * LANES);
                     for (int i = 0; i < BLOCK; ++i) {
                         const Vector value = every(v[p * STRIDE + t * CHANNELS + c + i]);
-                        for (int k = 0; k < COLUMNS; ++k) sum[i][k] += value * gradient[k];
+                        for (int k = 0; k < COLUMNS; ++k) sum[i][k] = fma(value, gradient[k], sum[i][k]);
                     }
                 }
                 for (int i = 0; i < BLOCK; ++i)
