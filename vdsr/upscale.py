@@ -210,12 +210,12 @@ class Upscaler:
             return self.engine.stream(height, width, on_tile)
 
         def mean(plane: Plane) -> Plane:
-            total = np.zeros_like(plane)
+            total: Plane = np.zeros_like(plane)
             for turns in range(4):
                 for mirrored in (False, True):
                     turned = np.ascontiguousarray(_turned(plane, turns, mirrored))
                     total += _turned_back(whole(self.engine, turned, on_tile), turns, mirrored)
-            return total / 8
+            return total * np.float32(1 / 8)
 
         return Bands(mean, height, ENSEMBLE_BAND, self._field)
 
