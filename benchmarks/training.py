@@ -12,8 +12,8 @@ import time
 import numpy as np
 import torch
 
+from vdsr.device import describe
 from vdsr.training.recipe import read_recipe
-from vdsr.training.run import environment
 from vdsr.training.trainer import Trainer
 
 
@@ -30,8 +30,8 @@ def main() -> None:
         name: Trainer(read_recipe(args.recipe, {"precision": precision}), cpu, native=native)
         for name, (precision, native) in kinds.items()
     }
-    machine = environment(trainers["ours fp32"])
-    print(f"{machine['device']}, {machine['threads']} threads, compiled for {machine['native']}")
+    machine = describe(cpu)
+    print(f"{machine['device']}, {machine['threads']} threads, compiled for {trainers['ours fp32'].native}")
 
     random = np.random.default_rng(0)
     shape = (recipe.batch, 1, recipe.patch, recipe.patch)

@@ -48,7 +48,7 @@ def command(uris: tuple[str, ...], as_json: bool) -> int:
 
 def _machine(settings: Settings) -> Iterator[Check]:
     from vdsr import __version__, checkpoint
-    from vdsr.device import DeviceError, choose_device
+    from vdsr.device import DeviceError, choose_device, cores
     from vdsr.errors import CheckpointError
     from worker.errors import UsageError
     from worker.training import require_training
@@ -64,10 +64,11 @@ def _machine(settings: Settings) -> Iterator[Check]:
 
         device = choose_device(settings.device)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        threads = settings.threads or os.cpu_count()
+        threads = settings.threads or cores()
         yield Check("device", "ok", f"{device} ({name}), torch {torch.__version__}, {threads} threads")
         if device.type == "cpu":
             yield Check("speed", "note", "no CUDA device is used; expect 0.1 to 1 megapixel/s of output")
+        yield _engine(settings)
     except (ImportError, DeviceError) as exc:
         yield Check("device", "broken", f"{exc}; pip install 'vdsr' with a torch build for this machine")
     try:
@@ -75,6 +76,16 @@ def _machine(settings: Settings) -> Iterator[Check]:
         yield Check("training", "ok", "its packages are here")
     except UsageError as exc:
         yield Check("training", "note", str(exc))
+
+
+def _engine(settings: Settings) -> Check:
+    from vdsr import Upscaler
+
+    engine = Upscaler(device=settings.device, precision=settings.precision, engine=settings.engine).engine
+    if engine.name.startswith("torch cpu") and settings.engine == "auto":
+        advice = "install a C++ compiler and then the package again: compiled code is several times faster"
+        return Check("engine", "note", f"{engine.name}; {advice}")
+    return Check("engine", "ok", engine.name)
 
 
 def _broker(settings: Settings) -> Iterator[Check]:

@@ -6,9 +6,12 @@ layer uses it, so it is taken only on request until the engine keeps the sensiti
 
 from __future__ import annotations
 
+import os
+import platform
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vdsr.errors import VdsrError
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
+ENGINES = ("auto", "native", "torch")
 
 
 class DeviceError(VdsrError):
@@ -56,18 +60,42 @@ def choose_dtype(precision: str = "auto") -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a figure that was measured on the device has to name: hardware, system and versions, as plain JSON."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "pillow")},
+    }
+
+
+def cores() -> int:
+    """How many processors this process may use: not those that a container or `taskset` keeps from it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_computes_bf16() -> bool:
     """Whether this processor has bf16 arithmetic (AVX512-BF16 or AMX); elsewhere it is emulated, slower than fp32."""
-    return "bf16" in _cpu_flags()
+    return "bf16" in _cpuinfo()
 
 
 def cpu_has_amx() -> bool:
     """Whether this processor has matrix units for bf16."""
-    return "amx_bf16" in _cpu_flags()
+    return "amx_bf16" in _cpuinfo()
+
+
+def _processor() -> str:
+    lines = _cpuinfo().splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "CPU")
 
 
 @lru_cache(maxsize=1)
-def _cpu_flags() -> str:
+def _cpuinfo() -> str:
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vdsr.device import DeviceError, choose_dtype
+from vdsr.device import ENGINES, DeviceError, choose_dtype
 from vdsr.tiling import spans
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Plane = NDArray[np.float32]
 """(H, W), or some rows of one."""
-ENGINES = ("auto", "native", "torch")
 EXACT_LAYERS = 3
 """Hidden layers kept in fp32 in bf16 mode: nearly all of bf16's loss is the rounding of the first activations."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -33,14 +32,15 @@ class Runtime:
         """The networks on this worker's device; loaded by the process that uses them, never before a fork."""
         import torch
 
+        from vdsr.device import cores
         from vdsr.upscale import Upscaler
 
         s = self.settings
         torch.backends.cudnn.allow_tf32 = False  # for the whole process: two threads may compute, one of them a check
-        torch.set_num_threads(s.threads or os.cpu_count() or 1)
+        torch.set_num_threads(s.threads or cores())
         return Models(
             s,
-            lambda weights: Upscaler(weights, device=s.device, precision=s.precision, tile=s.tile),
+            lambda weights: Upscaler(weights, device=s.device, precision=s.precision, tile=s.tile, engine=s.engine),
             on_refused=self._tell_refusal,
         )
 

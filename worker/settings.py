@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from vdsr.device import PRECISIONS
+from vdsr.device import ENGINES, PRECISIONS
 from worker.errors import UsageError
 
 
@@ -29,8 +29,10 @@ class Settings:
     """auto, cpu, cuda or cuda:N."""
     precision: str = "auto"
     """auto, fp32 or bf16."""
+    engine: str = "auto"
+    """auto, native (our compiled code, CPUs only) or torch."""
     tile: int = 256
-    """Pixels a side that one pass of the network contributes; smaller needs less memory."""
+    """Pixels a side that one pass contributes where torch computes; smaller needs less memory."""
     threads: int = 0
     """Threads of a worker's computation; 0 takes every core."""
     weights: Path | None = None
@@ -66,6 +68,8 @@ class Settings:
             raise UsageError(f"VDSR_DEVICE is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
         if self.precision not in PRECISIONS:
             raise UsageError(f"VDSR_PRECISION is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"VDSR_ENGINE is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
         if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
             raise UsageError(
                 f"VDSR_REDIS_URL is {mask(self.redis_url)!r}; it must start with redis://, rediss:// or unix://"

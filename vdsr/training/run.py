@@ -16,11 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +27,7 @@ import torch
 import vdsr
 from vdsr import checkpoint
 from vdsr.data import Dataset, Patches, batches
+from vdsr.device import describe
 from vdsr.errors import DataChanged, NonFinite, StateDamaged
 from vdsr.training.events import Events
 from vdsr.training.optimiser import learning_rate
@@ -273,18 +272,13 @@ class _Session:
 
 def environment(trainer: Trainer) -> dict[str, Any]:
     """What this session computes with."""
-    device = trainer.device
     return {
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "code": {"version": vdsr.__version__, "sha256": code_digest()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
         "processes": trainer.world,
         "bf16": trainer.bf16,
         "native": trainer.native,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: installed(name) for name in ("torch", "numpy", "pillow")},
+        **describe(trainer.device),
     }
 
 
@@ -322,14 +316,6 @@ def _latest_validation(rows: list[dict[str, Any]]) -> dict[int, tuple[float, flo
 
 def _is_whole(trainer: Trainer) -> bool:
     return all(bool(torch.isfinite(kernel).all()) for kernel in (*trainer.model.kernels, *trainer.average.kernels))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def _json(value: Any) -> bytes:

@@ -7,13 +7,13 @@ reads, by content. It may be deleted at any time; the next run makes it anew.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vdsr.data import SUFFIXES, Dataset, Picture, prepare, split
+from vdsr.device import cores
 from vdsr.errors import ImageError, TooLittleData, VdsrError
 from worker.errors import NothingMatched, StorageError, UsageError
 from worker.settings import Settings
@@ -67,7 +67,7 @@ def read_dataset(
     pictures: list[tuple[Source, Picture]] = []
     left_out: list[dict[str, str]] = []
     # No more threads than these, however many cores: each may hold an image of the largest size in float.
-    with ThreadPoolExecutor(FETCHING if remote else min(FETCHING, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(FETCHING if remote else min(FETCHING, cores())) as pool:
         try:
             prepared = pool.map(lambda source: _prepare(source, scales, settings), sources)
             for done, (source, picture) in enumerate(zip(sources, prepared, strict=True), 1):

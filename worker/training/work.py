@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 
 from vdsr import checkpoint
 from vdsr.data import Dataset
-from vdsr.device import choose_device
+from vdsr.device import choose_device, cores
 from vdsr.model import VDSR
 from vdsr.training.report import write_report
 from vdsr.training.run import LOG, RUN, Progress, Result, train
@@ -64,7 +63,7 @@ def do_run(run: Run, settings: Settings, watch: Watch) -> Trained:
         UsageError: too few images.
         NonFinite, StateMismatch, DataChanged: see vdsr.training.run.
     """
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or cores())
     store = open_storage(run.folder, settings)
     data = read_dataset(run.data, run.recipe.scales, run.held, settings, on_image=watch.on_image)
     trainer = Trainer(run.recipe, _device(settings), compiled=run.compiled, start=_start(run, settings))
