@@ -56,6 +56,7 @@ from worker.exif import (
     upright_exif,
 )
 from worker.formats import FORMATS, output_format
+from worker.png import encode_png
 
 __all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
@@ -69,11 +70,9 @@ WEBP_QUALITY = 90
 FULL_CHROMA_QUALITY = 90
 """From here up, JPEG keeps colour at full size. On photographs upscaled x2, at quality 95, that costs 23% more bytes
 and gains 1.7 dB (47.5 against 45.7). Who asks for less wants small files: colour is then halved both ways."""
-PNG_LEVEL = 1
-"""zlib's level. For 4 MP of photographs upscaled x2, on one core: 1: 275 ms, 5.5 MB; 3: 407 ms, 5.3 MB;
-6, Pillow's default: 1,253 ms, 5.1 MB."""
 WEBP_METHOD = 1
-"""Effort. The same 4 MP, lossy: 159 ms, 0.65 MB; at 4, Pillow's default: 377 ms, 0.61 MB."""
+"""Effort. For 4 MP of photographs upscaled x2, on one core, lossy: 159 ms, 0.65 MB; at 4, Pillow's default: 377 ms,
+0.61 MB."""
 WEBP_LOSSLESS_EFFORT = 0
 """The same 4 MP: 706 ms, 3.3 MB; at 50: 1,197 ms, 3.3 MB."""
 TIFF_DIFFERENCES = 2
@@ -208,7 +207,7 @@ def encode(pixels: NDArray[Any], image_format: str, extras: Extras, *, quality: 
         ImageUnsupported: the format has no alpha or no 16 bits.
     """
     _check_kind(pixels, image_format)
-    return WRITERS[image_format](from_array(pixels), extras, quality)
+    return WRITERS[image_format](pixels, extras, quality)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -496,9 +495,9 @@ def _check_kind(pixels: NDArray[Any], image_format: str) -> None:
         raise ImageUnsupported("JPEG holds no transparency, and this picture has some; use --format png")
 
 
-def _jpeg(image: Image.Image, extras: Extras, quality: int | None) -> bytes:
+def _jpeg(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
     quality = JPEG_QUALITY if quality is None else quality
-    exif, profile = _exif_block(image, extras), extras.icc_profile
+    exif, profile = _exif_block(pixels, extras), extras.icc_profile
     options = {
         "quality": quality,
         "subsampling": "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0",
@@ -506,33 +505,27 @@ def _jpeg(image: Image.Image, extras: Extras, quality: int | None) -> bytes:
         "icc_profile": profile if profile and len(profile) <= 255 * 65_519 else None,  # at most 255 of them
         "dpi": extras.dpi,
     }
-    return _saved(image, "JPEG", options)
+    return _saved(from_array(pixels), "JPEG", options)
 
 
-def _png(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
-    options = {
-        "compress_level": PNG_LEVEL,
-        "exif": _exif_block(image, extras),
-        "icc_profile": extras.icc_profile,
-        "dpi": extras.dpi,
-    }
-    return _saved(image, "PNG", options)
+def _png(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
+    return encode_png(pixels, icc_profile=extras.icc_profile, exif=_sized_exif(pixels, extras), dpi=extras.dpi)
 
 
-def _webp(image: Image.Image, extras: Extras, quality: int | None) -> bytes:
+def _webp(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
     profile = extras.icc_profile
     options = {
         "lossless": extras.lossless,
         "quality": WEBP_LOSSLESS_EFFORT if extras.lossless else WEBP_QUALITY if quality is None else quality,
         "exact": extras.lossless,  # the colour under transparent pixels too
         "method": WEBP_METHOD,
-        "exif": _exif_block(image, extras),
+        "exif": _exif_block(pixels, extras),
         "icc_profile": None if profile and profile[16:20] == b"GRAY" else profile,  # WebP has no gray
     }
-    return _saved(image, "WEBP", options)
+    return _saved(from_array(pixels), "WEBP", options)
 
 
-def _tiff(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
+def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
     compression = extras.compression or "tiff_adobe_deflate"
     options = {
         "compression": compression,
@@ -540,12 +533,14 @@ def _tiff(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
         "icc_profile": extras.icc_profile,
         "dpi": extras.dpi,
     }
-    tiff = _saved(image, "TIFF", options)
-    return tiff_with_exif(tiff, sized_exif(extras.exif, *image.size)) if extras.exif else tiff
+    tiff = _saved(from_array(pixels), "TIFF", options)
+    exif = _sized_exif(pixels, extras)
+    return tiff_with_exif(tiff, exif) if exif else tiff
 
 
-def _bmp(image: Image.Image, extras: Extras, _quality: int | None) -> bytes:
+def _bmp(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
     dpi = extras.dpi or (0, 0)  # without, Pillow would claim 96
+    image = from_array(pixels)
     if image.mode in ("LA", "RGBA"):
         return _bmp_with_alpha(image.convert("RGBA"), dpi)
     return _saved(image, "BMP", {"dpi": dpi})
@@ -561,8 +556,15 @@ def _saved(image: Image.Image, image_format: str, options: dict[str, Any]) -> by
     return file.getvalue()
 
 
-def _exif_block(image: Image.Image, extras: Extras) -> bytes | None:
-    return b"Exif\0\0" + sized_exif(extras.exif, *image.size) if extras.exif else None
+def _exif_block(pixels: NDArray[Any], extras: Extras) -> bytes | None:
+    exif = _sized_exif(pixels, extras)
+    return b"Exif\0\0" + exif if exif else None
+
+
+def _sized_exif(pixels: NDArray[Any], extras: Extras) -> bytes | None:
+    """EXIF that tells the size of these pixels."""
+    height, width = pixels.shape[:2]
+    return sized_exif(extras.exif, width, height) if extras.exif else None
 
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:
