@@ -6,6 +6,7 @@ VdsrError
 │   ├── ImageUnreadable     no known format, or its bytes are damaged
 │   ├── ImageTruncated      it ends before its pixels do
 │   ├── ImageTooLarge       more pixels than the limit, before or after upscaling
+│   ├── ImageNeedsMemory    more memory than the budget
 │   ├── ImageUnsupported    a kind of picture that would be harmed (CMYK, 16-bit colour, ...)
 │   └── FormatLimit         the output format cannot hold a picture of that size
 ├── TrainingError           a training run cannot begin or go on as it was asked for
@@ -80,6 +81,19 @@ class ImageTooLarge(ImageError):
         self.reason = (
             f"{width:,} x {height:,} are {width * height:,} pixels, over the limit of {limit:,}; "
             f"split the picture, or raise {setting}"
+        )
+
+
+class ImageNeedsMemory(ImageError):
+    """On its way the picture would take more memory than this worker may use."""
+
+    code = "too_large"
+
+    def __init__(self, needed_bytes: int, budget_bytes: int) -> None:
+        super(ImageError, self).__init__(needed_bytes, budget_bytes)
+        self.reason = (
+            f"this picture would take {needed_bytes / 2**30:.2f} GiB of memory, over the budget of "
+            f"{budget_bytes / 2**30:.2f} GiB; use --format png or a smaller scale, or raise VDSR_MEMORY_BUDGET"
         )
 
 

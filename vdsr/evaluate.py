@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vdsr.banded import BLOCK
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray
 from vdsr.metrics import psnr_y, ssim
-from vdsr.resize import bicubic
+from vdsr.resize import bicubic, plan_bicubic
 
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
@@ -103,8 +104,8 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
         wanted, given = (f"{p.shape[1]} x {p.shape[0]}" for p in (sr, reference))
         raise NotComparable(f"the reference has {given} pixels, the output {wanted}")
     height, width = (min(a, b) for a, b in zip(sr.shape[:2], reference.shape[:2], strict=True))
-    interpolated = _bicubic_pixels(lr, scale)
-    y_bicubic, y_sr, y_hr = (luminance(p)[:height, :width] for p in (interpolated, sr, reference))
+    y_bicubic = _bicubic_luminance(lr, scale)[:height, :width]
+    y_sr, y_hr = (luminance(p)[:height, :width] for p in (sr, reference))
     if min(height, width) < 2 * math.ceil(scale) + 1:
         raise NotComparable(f"{width} x {height} pixels are too few to shave by {math.ceil(scale)}")
     return _compare(y_bicubic, y_sr, y_hr, scale, with_ssim=True)
@@ -131,10 +132,14 @@ def color_channels(pixels: NDArray[Any]) -> int:
 def luminance(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """(H, W) uint8: studio-range Y of colour, gray values of gray; what the literature scores."""
     peak = np.iinfo(pixels.dtype).max
-    if color_channels(pixels) == 1:
-        gray = pixels if pixels.ndim == 2 else pixels[..., 0]
-        return code_values(gray / peak)
-    return code_values(rgb_to_ycbcr(pixels[..., :3].transpose(2, 0, 1) / peak)[0])
+    y = np.empty(pixels.shape[:2], np.uint8)
+    for start in range(0, len(y), BLOCK):  # in bands: in float64, a large picture would take gigabytes
+        band = pixels[start : start + BLOCK]
+        if color_channels(pixels) == 1:
+            y[start : start + BLOCK] = code_values((band if band.ndim == 2 else band[..., 0]) / peak)
+        else:
+            y[start : start + BLOCK] = code_values(rgb_to_ycbcr(band[..., :3].transpose(2, 0, 1) / peak)[0])
+    return y
 
 
 def code_values(plane: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -168,10 +173,16 @@ def _cropped(plane: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     return plane[:height, :width]
 
 
-def _bicubic_pixels(pixels: NDArray[Any], scale: float) -> NDArray[Any]:
-    """The bicubic image in the input's depth, without alpha."""
+def _bicubic_luminance(pixels: NDArray[Any], scale: float) -> NDArray[np.uint8]:
+    """Luminance of the bicubic image, which is rounded to the input's depth first, as if it had been written."""
     peak = np.iinfo(pixels.dtype).max
-    planes = pixels[..., None] if pixels.ndim == 2 else pixels
-    planes = planes[..., : color_channels(pixels)].transpose(2, 0, 1).astype(np.float32)
-    result = np.clip(np.round(bicubic(planes, scale=scale)), 0, peak).astype(pixels.dtype)
-    return result[0] if len(result) == 1 else result.transpose(1, 2, 0)
+    samples = (pixels[..., None] if pixels.ndim == 2 else pixels)[..., : color_channels(pixels)]
+    plan = plan_bicubic(pixels.shape[:2], scale=scale)
+    y = np.empty(plan.size, np.uint8)
+    for start in range(0, len(y), BLOCK):
+        stop = min(start + BLOCK, len(y))
+        first, last = plan.source_rows(start, stop)
+        planes = samples[first:last].transpose(2, 0, 1).astype(np.float32)
+        band = np.clip(np.round(plan.rows(planes, start, stop, first)), 0, peak).astype(pixels.dtype)
+        y[start:stop] = luminance(band.transpose(1, 2, 0) if len(band) == 3 else band[0])
+    return y

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vdsr.banded import Banded, banded
+from vdsr.banded import BLOCK, Banded, banded
 
 WINDOW, SIGMA = 11, 1.5  # Wang et al. (2004), section III-C
 
@@ -27,9 +27,12 @@ def psnr_y(sr: NDArray[np.uint8], hr: NDArray[np.uint8], *, shave: int) -> float
     Raises:
         ValueError: the shapes differ, or nothing is left after shaving.
     """
-    a, b = _shaved(sr, shave, 1), _shaved(hr, shave, 1)
-    _same_shape(a, b)
-    mse = float(np.mean((a - b) ** 2))
+    a, b = _shaved(sr, hr, shave, 1)
+    total = 0
+    for start in range(0, len(a), BLOCK):
+        difference = a[start : start + BLOCK].astype(np.int64) - b[start : start + BLOCK]
+        total += int((difference * difference).sum())
+    mse = total / a.size
     return math.inf if mse == 0 else 10 * math.log10(255**2 / mse)
 
 
@@ -41,34 +44,40 @@ def ssim(sr: NDArray[np.uint8], hr: NDArray[np.uint8], *, shave: int) -> float:
     Raises:
         ValueError: the shapes differ, or fewer than 11x11 pixels are left after shaving.
     """
-    a, b = _shaved(sr, shave, WINDOW), _shaved(hr, shave, WINDOW)
-    _same_shape(a, b)
-    mean_a, mean_b, aa, bb, ab = _window(np.stack([a, b, a * a, b * b, a * b]))
+    a, b = _shaved(sr, hr, shave, WINDOW)
+    down, across = _gaussian(a.shape[0]), _gaussian(a.shape[1])
+    total = 0.0
+    for start in range(0, down.out_len, BLOCK):  # in bands: the five planes of a large picture would take gigabytes
+        low, high = down.sources(start, min(start + BLOCK, down.out_len))
+        x, y = a[low:high].astype(np.float64), b[low:high].astype(np.float64)
+        planes = np.stack([x, y, x * x, y * y, x * y])
+        (band,) = down.row_blocks(planes, start, min(start + BLOCK, down.out_len), low)
+        total += _similarity(across.along_columns(band))
+    return total / (down.out_len * across.out_len)
+
+
+def _similarity(means: NDArray[np.floating]) -> float:
+    """The sum of SSIM over windows, equation (13), from Gaussian means of a, b, a a, b b, a b: (5, H, W)."""
+    mean_a, mean_b, aa, bb, ab = means
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
     numerator = (2 * product + c1) * (2 * (ab - product) + c2)
     denominator = (squares + c1) * (aa + bb - squares + c2)
-    return float(np.mean(numerator / denominator))
+    return float((numerator / denominator).sum())
 
 
-def _shaved(image: NDArray[np.uint8], shave: int, least: int) -> NDArray[np.float64]:
-    height, width = image.shape
+def _shaved(
+    sr: NDArray[np.uint8], hr: NDArray[np.uint8], shave: int, least: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    if sr.shape != hr.shape:
+        raise ValueError(f"cannot compare images of {sr.shape} and {hr.shape} (height, width)")
+    height, width = sr.shape
     if min(height, width) - 2 * shave < least:
         raise ValueError(
             f"{width}x{height} pixels less {shave} on each side are too few; at least {least}x{least} are needed"
         )
-    return image[shave : height - shave, shave : width - shave].astype(np.float64)
-
-
-def _same_shape(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"cannot compare images of {a.shape} and {b.shape} (height, width)")
-
-
-def _window(planes: NDArray[np.float64]) -> NDArray[np.floating]:
-    """Gaussian means wherever the whole window fits: (N, H, W) to (N, H - 10, W - 10)."""
-    down, across = _gaussian(planes.shape[-2]), _gaussian(planes.shape[-1])
-    return across.along_columns(np.concatenate(list(down.row_blocks(planes, 0, down.out_len)), axis=-2))
+    inside = np.s_[shave : height - shave, shave : width - shave]
+    return sr[inside], hr[inside]
 
 
 @lru_cache(maxsize=16)

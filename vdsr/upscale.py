@@ -7,6 +7,7 @@ output in their own depth, and some rows in float. The result does not depend on
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -73,6 +74,8 @@ class Upscaler:
             model, self.identity = checkpoint.parse(weights, "the checkpoint")
         else:
             model, self.identity = checkpoint.load(Path(weights) if weights is not None else checkpoint.SHIPPED)
+        self.network_s = 0.0
+        """Seconds that the network has computed since this was made."""
         self._field = model.config.halo
         self.engine = make_engine(model, self.device, precision, tile, engine)
 
@@ -197,7 +200,9 @@ class Upscaler:
             for start in range(0, height, BAND):
                 rows = luminance(start, min(start + BAND, height))[:, strip.read_start : strip.read_stop]
                 rows = np.ascontiguousarray(rows, np.float32)
+                began = time.perf_counter()
                 residual = stream.push(rows)
+                self.network_s += time.perf_counter() - began
                 held = np.concatenate([held, rows])
                 if len(residual):
                     yield given, slice(strip.start, strip.stop), (held[: len(residual)] + residual)[:, strip.kept]

@@ -17,7 +17,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +58,7 @@ from worker.exif import (
 from worker.formats import FORMATS, output_format
 from worker.png import encode_png
 
-__all__ = ["Extras", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
+__all__ = ["Extras", "Header", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 """Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500."""
@@ -86,6 +86,9 @@ TIFF_COMPRESSIONS = {
     "tiff_deflate": "tiff_adobe_deflate",
 }
 """Lossless compressions of sources, by Pillow's names -> what is written for them."""
+
+PIXEL_BYTES = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2, "LA": 2, "RGB": 3}
+"""By Pillow's modes, where it is not up to 4."""
 
 DAMAGE = (
     OSError,
@@ -133,8 +136,22 @@ class Picture:
     """What the user should know, such as "first of 12 frames"."""
 
 
-def decode(data: bytes, *, max_pixels: int) -> Picture:
+@dataclass(frozen=True)
+class Header:
+    """What is known before any pixel is decoded."""
+
+    format: str
+    width: int
+    height: int
+    pixel_bytes: int
+    """The most that a pixel of `Picture.pixels` can take."""
+
+
+def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] | None = None) -> Picture:
     """The first picture in a file's bytes.
+
+    Args:
+        on_header: called before pixels are decoded; may wait, and what it raises ends the decoding.
 
     Raises:
         ImageError: by one of its subclasses; the bytes may be anything.
@@ -144,6 +161,9 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
     image_format = _sniff(data)
     image = _open(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
+    if on_header:
+        alpha = image.mode in ("1", "L", "RGB") and image.has_transparency_data
+        on_header(Header(image_format, *image.size, PIXEL_BYTES.get(image.mode, 4) + alpha))
     with _reading(data, image_format):
         image.load()
     pixels = _pixels(image, data, image_format)

@@ -1,7 +1,8 @@
 """What happens to one image? fetch, decode, upscale, score, encode, write: one straight line.
 
-`Pipeline.run` does a chunk's images along that line. Reading ahead and writing behind happen on two other threads,
-so that the device does not wait for storage; Pillow's codecs and sockets release the interpreter lock.
+`Pipeline.run` does a chunk's images along that line. Reading ahead and writing behind happen on threads of their own,
+so that the device does not wait for storage: codecs and sockets release the interpreter lock (docs/benchmarks.md).
+How much is in hand is bounded in bytes (`worker.memory`), and by AHEAD.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_refer
 from vdsr.resize import scaled_size
 from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable
 from worker.formats import IMAGE_SUFFIXES, output_format
-from worker.images import Picture, check_output, decode, encode, without_opaque_alpha
+from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
+from worker.memory import Admission, Turn, budget_bytes, needed_bytes
 from worker.settings import Settings
 from worker.storage import Storage
 
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
 
-AHEAD = 2
-"""Images that are read ahead of the one being upscaled, and written behind it."""
+AHEAD = 8
+"""Images that may be read ahead of the one being upscaled, and written behind it: enough to hide S3's latency behind
+thumbnails. After a death of the worker all that were begun are suspects, which is why it is not more."""
+LOADERS, STORERS = 4, 4
+"""Threads."""
 SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
@@ -57,7 +62,9 @@ class Work:
     image: Image
     seconds: dict[str, float] = field(default_factory=dict)
     picture: Picture | None = None
-    """After `load`; None there means that the image is to be skipped."""
+    """After `load`; None there means that the image is to be skipped. Its pixels go when they are upscaled."""
+    turn: Turn | None = None
+    """Holds its memory, until it is stored."""
     format: str = ""
     pixels: NDArray[Any] | None = None
     """After `upscale`."""
@@ -104,7 +111,8 @@ class Pipeline:
             on_start: called with an image's number before anything touches it.
             on_tile: called between tiles; what it raises ends the run.
         """
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="io") as io:
+        admission = Admission(budget_bytes(self.settings))
+        with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
             loading: deque[tuple[int, Image, Future[Work]]] = deque()
             storing: deque[tuple[int, Image, Future[Outcome]]] = deque()
             waiting = deque(images)
@@ -113,10 +121,10 @@ class Pipeline:
                     while waiting and len(loading) <= ahead:
                         number, image = waiting.popleft()
                         on_start(number)
-                        loading.append((number, image, io.submit(self.load, image)))
+                        loading.append((number, image, loaders.submit(self.load, image, admission.draw())))
                     number, image, load = loading.popleft()
                     with _blamed(number):
-                        store = self._upscaled(image, load, io, on_tile)
+                        store = self._upscaled(image, load, storers, on_tile)
                     storing.append((number, image, store))
                     while storing and (len(storing) > ahead or storing[0][2].done()):
                         yield _outcome(*storing.popleft())
@@ -125,47 +133,61 @@ class Pipeline:
                 yield from _drained(storing)
                 raise
             finally:
+                admission.close()
                 for _, _, load in loading:
                     load.cancel()
                 for _, _, store in storing:
                     store.cancel()
 
-    def load(self, image: Image) -> Work:
-        """Fetch and decode, and refuse what could not be written afterwards."""
+    def load(self, image: Image, turn: Turn) -> Work:
+        """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards."""
         options = self.job.options
-        work = Work(image)
-        if options.overwrite == "never" and self.target.exists(image.output):
-            return work
-        with work.stage("fetch"):
-            data = self.source.read(image.key)
-        with work.stage("decode"):
-            work.picture = decode(data, max_pixels=self.settings.max_pixels)
-        work.format = output_format(work.picture.format, options.format)
-        if work.format == "JPEG":
-            work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
-        pixels = work.picture.pixels
-        size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
-        check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
+        work = Work(image, turn=turn)
+        try:
+            if options.overwrite == "never" and self.target.exists(image.output):
+                turn.leave()
+                return work
+            with work.stage("fetch"):
+                data = self.source.read(image.key)
+            work.picture = self._decode(work, data, turn)
+            work.format = output_format(work.picture.format, options.format)
+            if work.format == "JPEG":
+                work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
+            pixels = work.picture.pixels
+            size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
+            check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
+        except BaseException:
+            turn.leave()
+            raise
         return work
 
     def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
         """Bicubic, network, PSNR."""
         assert work.picture is not None
+        before = self.upscaler.network_s
         with work.stage("upscale"):
             pixels = self.upscaler.upscale(work.picture.pixels, self.job.options.scale, on_tile=on_tile)
             work.pixels = pixels
         if self.job.options.score:
             with work.stage("score"):
                 work.psnr = self._score(work, on_tile)
+        work.seconds["network"] = round(self.upscaler.network_s - before, 4)
+        work.picture = replace(work.picture, pixels=pixels[:0])
 
     def store(self, work: Work) -> Outcome:
         """Encode and write; the finished outcome."""
         assert work.picture is not None
         assert work.pixels is not None
-        with work.stage("encode"):
-            data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
-        with work.stage("write"):
-            self.target.write(work.image.output, data)
+        assert work.turn is not None
+        try:
+            height, width = work.pixels.shape[:2]
+            with work.stage("encode"):
+                data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
+            work.pixels = None
+            with work.stage("write"):
+                self.target.write(work.image.output, data)
+        finally:
+            work.turn.leave()
         return Outcome(
             key=work.image.key,
             output=work.image.output,
@@ -173,24 +195,44 @@ class Pipeline:
             size_bytes=work.image.size_bytes,
             psnr=work.psnr,
             model=self.upscaler.identity.sha256,
-            width=work.pixels.shape[1],
-            height=work.pixels.shape[0],
+            width=width,
+            height=height,
             seconds=work.seconds,
             notes=work.picture.notes,
         )
 
+    def _decode(self, work: Work, data: bytes, turn: Turn) -> Picture:
+        options = self.job.options
+
+        def admit(header: Header) -> None:
+            image_format = output_format(header.format, options.format)
+            reference = options.score and self.reference is not None
+            need = needed_bytes(header, options.scale, image_format, reference=reference)
+            with work.stage("wait"):
+                turn.enter(need)
+
+        with work.stage("decode"):
+            picture = decode(data, max_pixels=self.settings.max_pixels, on_header=admit)
+        work.seconds["decode"] = round(work.seconds["decode"] - work.seconds["wait"], 4)
+        return picture
+
     def _upscaled(
-        self, image: Image, load: Future[Work], io: ThreadPoolExecutor, on_tile: Callable[[], None]
+        self, image: Image, load: Future[Work], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
     ) -> Future[Outcome]:
-        """Take a loaded image through the device and hand it to the writing thread."""
+        """Take a loaded image through the device and hand it to a writing thread."""
+        work = None
         try:
             work = load.result()
             if work.picture is None:
                 return _settled(_skipped(image))
             self.upscale(work, on_tile)
-        except ITS_OWN_FAULT as exc:
-            return _settled(failure(image, exc.code, str(exc)))
-        return io.submit(self.store, work)
+        except BaseException as exc:
+            if work and work.turn:
+                work.turn.leave()
+            if isinstance(exc, ITS_OWN_FAULT):
+                return _settled(failure(image, exc.code, str(exc)))
+            raise
+        return storers.submit(self.store, work)
 
     def _score(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
         assert work.picture is not None

@@ -14,6 +14,10 @@ from urllib.parse import urlsplit, urlunsplit
 from vdsr.device import ENGINES, PRECISIONS
 from worker.errors import UsageError
 
+Bytes = int
+"""May be given as 512M or 4G."""
+LEAST_MEMORY_BUDGET = 1 << 30
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -47,6 +51,8 @@ class Settings:
     """Largest input picture."""
     max_output_pixels: int = 400_000_000
     """Largest picture that is made."""
+    memory_budget: Bytes = 0
+    """What a worker's process may take for all that it has in hand, such as 4G; 0: half of the machine's memory."""
     chunk_images: int = 100
     """Most images in a chunk, which is what a worker takes at a time."""
     chunk_megapixels: int = 0
@@ -70,6 +76,8 @@ class Settings:
             raise UsageError(f"VDSR_PRECISION is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         if self.engine not in ENGINES:
             raise UsageError(f"VDSR_ENGINE is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        if self.memory_budget and self.memory_budget < LEAST_MEMORY_BUDGET:
+            raise UsageError(f"VDSR_MEMORY_BUDGET is {self.memory_budget:,} bytes; it must be at least 1G")
         if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
             raise UsageError(
                 f"VDSR_REDIS_URL is {mask(self.redis_url)!r}; it must start with redis://, rediss:// or unix://"
@@ -124,6 +132,11 @@ def _default_redis(state_dir: Path) -> str:
 
 
 def _parsed(variable: str, text: str, kind: str) -> Any:
+    if kind == "Bytes":
+        found = re.fullmatch(r"([\d_]+)\s*([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+        if not found:
+            raise UsageError(f"{variable} is {text!r}; give a size such as 512M or 4G")
+        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
     if kind == "int":
         try:
             return int(text.replace("_", ""))
