@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from vdsr import checkpoint
 from vdsr.alpha import bleed
+from vdsr.banded import BLOCK
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
 from vdsr.device import choose_device
 from vdsr.engine import Bands, Plane, Stream, make_engine, whole
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 TILE = 256
 """Pixels a side that one pass of torch contributes. A tile's activations then stay below 32 MB, where glibc would
 otherwise map and unmap fresh pages for every layer."""
-BAND = 64
-"""Rows of the output that are made at a time."""
+BAND_PIXELS = 1 << 18
+"""Of the output, made at a time: a few MB in float, which a small image fits into whole."""
 STRIP = 4096
 """Columns that go through the network at a time: its memory grows with them (by 78 KB a column in our compiled code)
 and the halo between two strips is computed twice."""
@@ -161,6 +163,7 @@ class Upscaler:
         peak = np.float32(np.iinfo(samples.dtype).max)
         gray = samples.shape[2] == 1
 
+        @lru_cache(maxsize=1)  # for chroma, the same rows as for luminance if the image is one band
         def source(start: int, stop: int) -> tuple[NDArray[np.float32], int]:  # (C, h, W), and its first row
             first, last = plan.source_rows(start, stop)
             planes = samples[first:last].transpose(2, 0, 1).astype(np.float32) / peak
@@ -193,12 +196,13 @@ class Upscaler:
         Args:
             luminance: gives rows start..stop of (height, width).
         """
+        band = max(BLOCK, BAND_PIXELS // width // BLOCK * BLOCK)
         for strip in spans(width, STRIP, self.engine.halo):
             stream = self._stream(height, strip.read_stop - strip.read_start, on_tile or _nothing)
             held = np.empty((0, strip.read_stop - strip.read_start), np.float32)  # rows whose residual is to come
             given = 0
-            for start in range(0, height, BAND):
-                rows = luminance(start, min(start + BAND, height))[:, strip.read_start : strip.read_stop]
+            for start in range(0, height, band):
+                rows = luminance(start, min(start + band, height))[:, strip.read_start : strip.read_stop]
                 rows = np.ascontiguousarray(rows, np.float32)
                 began = time.perf_counter()
                 residual = stream.push(rows)

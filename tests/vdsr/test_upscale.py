@@ -82,7 +82,8 @@ def test_the_compiled_code_gives_the_same_bits_in_any_pieces(
     expected = upscaler.sharpen(y)
 
     monkeypatch.setattr("vdsr.upscale.STRIP", strip)
-    monkeypatch.setattr("vdsr.upscale.BAND", band)
+    monkeypatch.setattr("vdsr.upscale.BAND_PIXELS", 1)
+    monkeypatch.setattr("vdsr.upscale.BLOCK", band)  # the least
 
     assert np.array_equal(upscaler.sharpen(y), expected)
 
