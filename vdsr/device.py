@@ -6,6 +6,7 @@ layer uses it, so it is taken only on request until the engine keeps the sensiti
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from functools import lru_cache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds that a container may compute, of how many; Linux' control groups, version 2."""
 ENGINES = ("auto", "native", "torch")
 
 
@@ -75,7 +78,8 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def cores() -> int:
     """How many processors this process may use: not those that a container or `taskset` keeps from it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(min(present, _quota()))
 
 
 def cpu_computes_bf16() -> bool:
@@ -86,6 +90,15 @@ def cpu_computes_bf16() -> bool:
 def cpu_has_amx() -> bool:
     """Whether this processor has matrix units for bf16."""
     return "amx_bf16" in _cpuinfo()
+
+
+def _quota() -> float:
+    """Processors' worth of time that a container may take, rounded up: threads beyond that wait for one another."""
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no control groups, or "max"
+        return math.inf
 
 
 def _processor() -> str:

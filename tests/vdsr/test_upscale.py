@@ -210,7 +210,7 @@ def test_the_caller_can_stop_between_tiles(upscaler: Upscaler) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        upscaler.upscale(picture(100, 100), 2, on_tile=stop_at_third)
+        upscaler.upscale(picture(400, 400), 2, on_tile=stop_at_third)
     assert len(seen) == 3
 
 

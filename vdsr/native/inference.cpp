@@ -22,6 +22,9 @@
 #include <immintrin.h>
 #endif
 
+#include <condition_variable>
+#include <mutex>
+
 #include "network.h"
 
 namespace vdsr {
@@ -30,7 +33,8 @@ namespace {
 constexpr int RING = 4 * OUT;  // rows
 constexpr int LAG = 2;         // waves from a layer to the next
 
-// Lets threads through when all have come. They spin: a wave takes milliseconds, and a sleep would cost more.
+// Lets threads through when all have come. Who waits spins first, because a wave takes milliseconds and its threads
+// end it within a part of one, and then sleeps, because the others may have lost their processors to somebody else.
 class Barrier {
 public:
     explicit Barrier(int threads) : threads_(threads) {}
@@ -41,20 +45,30 @@ public:
         if (come_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
             last();
             come_.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1, std::memory_order_release);
+            {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                phase_.store(phase + 1, std::memory_order_release);
+            }
+            changed_.notify_all();
             return;
         }
-        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-            if (spins > 1000) std::this_thread::yield();
+        const auto passed = [&] { return phase_.load(std::memory_order_acquire) != phase; };
+        for (int spins = 0; spins < SPINS; ++spins) {
+            if (passed()) return;
 #if defined(__x86_64__) || defined(__i386__)
-            else _mm_pause();
+            _mm_pause();
 #endif
         }
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, passed);
     }
 
 private:
+    static constexpr int SPINS = 4000;  // about 0.1 ms
     const int threads_;
     std::atomic<int> come_{0}, phase_{0};
+    std::mutex mutex_;
+    std::condition_variable changed_;
 };
 
 class Stream {
