@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-output
 DATA ?= ../shared/data
+RESULTS := benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality check format train clean
+.PHONY: help setup demo test test-quality check format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,15 @@ format: $(READY) ## Put the code into shape
 
 train: $(READY) ## Train the weights that ship (hours on a CPU; DATA=folder of image sets), as the model card says
 	$(BIN)/vdsr train --local --data $(DATA)/train --run runs/best --version local
+
+bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two cores), into docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/engine.py --json $(RESULTS)/engine.json
+	$(BIN)/python benchmarks/codecs.py --json $(RESULTS)/codecs.json
+	$(BIN)/python benchmarks/sizes.py --json $(RESULTS)/sizes.json
+	$(BIN)/python benchmarks/pipeline.py photos --json $(RESULTS)/photos.json
+	$(BIN)/python benchmarks/pipeline.py thumbnails --json $(RESULTS)/thumbnails.json
+	$(BIN)/python benchmarks/page.py
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -185,7 +185,8 @@ def report(rows: list[dict[str, Any]], size: str, path: Path | None) -> None:
     for row in rows:
         row["ratio"] = base / row["seconds"]
         print(
-            f"{row['way']:28} {row['mp_s']:6.3f} MP/s {row['ratio']:6.2f} x   off by {row['error']:.4f}, {row['lost_db']:+.4f} dB lost"
+            f"{row['way']:28} {row['mp_s']:6.3f} MP/s {row['ratio']:6.2f} x   "
+            f"off by {row['error']:.4f}, {row['lost_db']:+.4f} dB lost"
         )
     if path:
         path.write_text(json.dumps({"machine": machine, "size": size, "rows": rows}, indent=1))
