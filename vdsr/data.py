@@ -78,7 +78,7 @@ class Picture:
 
     planes: NDArray[np.uint16] | Path
     """(1 + scales, H, W): the truth, then what bicubic leaves of it; or the file that keeps them."""
-    scales: tuple[int, ...]
+    scales: tuple[float, ...]
     shape: tuple[int, int]
     sha256: str
     """Of the image's file."""
@@ -90,7 +90,7 @@ class Picture:
         return truth
 
     @property
-    def bicubic(self) -> dict[int, NDArray[np.uint16]]:
+    def bicubic(self) -> dict[float, NDArray[np.uint16]]:
         """(H, W) for each scale: the truth after bicubic down and up again."""
         return dict(zip(self.scales, self._arrays[1:], strict=True))
 
@@ -99,8 +99,8 @@ class Picture:
         return _mapped(self.planes) if isinstance(self.planes, Path) else self.planes
 
 
-def prepare(path: Path, scales: Sequence[int], *, cache: Path | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read an image and degrade it by every scale, cropped so that all of them divide its size.
+def prepare(path: Path, scales: Sequence[float], *, cache: Path | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read an image and degrade it by every scale, cropped so that the whole ones divide its size.
 
     Args:
         cache: a folder that keeps the result as an array on disk, mapped into memory: a collection may be larger
@@ -217,16 +217,18 @@ def batches(
             yield low[share], high[share]
 
 
-def _planes(path: Path, data: bytes, scales: Sequence[int], max_pixels: int) -> NDArray[np.uint16]:
+def _planes(path: Path, data: bytes, scales: Sequence[float], max_pixels: int) -> NDArray[np.uint16]:
     """(1 + scales, H, W): the truth, then what bicubic leaves of it for each scale."""
     y = read_luma(data, max_pixels=max_pixels)
-    multiple = math.lcm(*scales)
-    least = max(multiple, 2 * max(scales) + 1)  # something must be left when it is shaved for validation
+    # For fractions too it would cut too much (1.5, 2.5 and 3.5 together divide by 105): their last pixel hangs over
+    multiple = math.lcm(*(int(s) for s in scales if s == int(s)))
+    least = max(multiple, 2 * math.ceil(max(scales)) + 1)  # something must be left when it is shaved for validation
     height, width = (n - n % multiple for n in y.shape)
     if min(height, width) < least:
         raise ImageUnreadable(f"{path.name} has {y.shape[1]} x {y.shape[0]} pixels, less than {least} a side")
     y = y[:height, :width]
-    return np.stack([_fixed(y), *(_fixed(bicubic(bicubic(y, scale=1 / s), scale=s)) for s in scales)])
+    lost = (bicubic(bicubic(y, scale=1 / s), scale=s)[:height, :width] for s in scales)
+    return np.stack([_fixed(y), *map(_fixed, lost)])
 
 
 @lru_cache(maxsize=OPEN)

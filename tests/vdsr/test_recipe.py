@@ -58,9 +58,10 @@ def test_a_cosine_schedule_ends_at_a_hundredth() -> None:
         ({"learning_rate": "-1"}, "learning_rate is -1.0; it must be above 0"),
         ({"learning_rate": "nan"}, "learning_rate is nan; it must be above 0"),
         ({"optimiser": "adm"}, "optimiser is 'adm'; it must be one of sgd, adam, muon"),
-        ({"scales": "[2, 9]"}, r"scales is \(2, 9\); it must be whole factors, 2 to 8"),
+        ({"scales": "[2, 9]"}, r"scales is \(2, 9\); it must be factors above 1, up to 8"),
+        ({"scales": "[1, 2]"}, "factors above 1"),
         ({"scales": "[2, 2]"}, "without repetition"),
-        ({"scales": "2"}, "scales is 2; it must be a list of whole numbers"),
+        ({"scales": "2"}, "scales is 2; it must be a list of numbers"),
         ({"ema": "1"}, "ema is 1.0; it must be from 0 to below 1"),
         ({"patch": "4"}, "patch is 4; it must be from 8 to 1024 pixels"),
     ],
@@ -91,3 +92,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str | None
 
     with pytest.raises(RecipeError, match=message):
         read_recipe(str(path))
+
+
+def test_a_scale_may_be_a_fraction_and_a_whole_one_is_written_as_such() -> None:
+    recipe = read_recipe("best", {"scales": "[1.5, 2.0, 3]"})
+
+    assert recipe.to_dict()["scales"] == [1.5, 2, 3]
+    assert [type(scale) for scale in recipe.scales] == [float, int, int]
+    assert Recipe.from_dict(recipe.to_dict()) == recipe

@@ -449,3 +449,14 @@ def test_two_processes_share_a_run_and_come_to_the_weights_of_one(photos: Path, 
         assert torch.allclose(a, b, atol=1e-6)
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["sessions"][0]["processes"] == 2
+
+
+def test_a_fraction_is_degraded_too_and_cuts_nothing(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (67, 50), np.uint8)).save(tmp_path / "a.png")
+
+    picture = prepare(tmp_path / "a.png", (1.5, 2, 3.5))
+    validated = validate(VDSR(), [picture])
+
+    assert picture.shape == (66, 50)  # what 2 divides
+    assert [picture.bicubic[s].shape for s in (1.5, 2, 3.5)] == [(66, 50)] * 3
+    assert validated[1.5][0] > validated[2][0] > validated[3.5][0]

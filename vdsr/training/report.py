@@ -26,6 +26,7 @@ from vdsr.errors import VdsrError
 from vdsr.evaluate import code_values
 from vdsr.metrics import psnr_y
 from vdsr.model import VDSR
+from vdsr.training.recipe import as_scale
 from vdsr.training.trainer import WINDOW, computes_bf16, validate
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report.html")
 CROP = 96
 """Side in pixels of a sample: small enough to be shown three times its size beside two others."""
-PAPER = {2: (33.66, 37.53), 3: (30.39, 33.66), 4: (28.42, 31.35)}
+PAPER: dict[float, tuple[float, float]] = {2: (33.66, 37.53), 3: (30.39, 33.66), 4: (28.42, 31.35)}
 """Mean PSNR-Y on Set5 of bicubic and of VDSR, as Kim, Lee and Lee (CVPR 2016) print them."""
 INK = "#123456"
 """Stands for the page's own text colour until the SVG is written: CSS chooses it, light or dark."""
@@ -77,7 +78,7 @@ LOSSES = {
 class Score:
     """PSNR-Y in dB at a scale."""
 
-    scale: int
+    scale: float
     bicubic: float
     network: float
 
@@ -92,7 +93,7 @@ class Validation:
     """What one look at the validation images found."""
 
     step: int
-    scores: dict[int, Score]
+    scores: dict[float, Score]
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,12 @@ def write_report(record: dict[str, Any], rows: list[dict[str, Any]], model: VDSR
 
 
 def _validations(rows: list[dict[str, Any]]) -> list[Validation]:
-    return [
-        Validation(row["step"], {int(scale): Score(int(scale), *pair) for scale, pair in row["psnr_y"].items()})
-        for row in rows
-        if row.get("psnr_y")
-    ]
+    return [Validation(row["step"], _scores(row["psnr_y"])) for row in rows if row.get("psnr_y")]
+
+
+def _scores(figures: dict[str, list[float]]) -> dict[float, Score]:
+    """By scale, from the log."""
+    return {as_scale(text): Score(as_scale(text), *pair) for text, pair in figures.items()}
 
 
 def _resumes(sessions: list[dict[str, Any]]) -> list[int]:
@@ -297,7 +299,9 @@ def _draw_rate(axes: Axes, rows: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _draw_scales(axes: Axes, validations: list[Validation], figure: Callable[[Score], float]) -> list[tuple[str, int]]:
+def _draw_scales(
+    axes: Axes, validations: list[Validation], figure: Callable[[Score], float]
+) -> list[tuple[str, float]]:
     """A line for each scale; their colours and scales."""
     steps = [validation.step for validation in validations]
     sparse = max(1, len(steps) // 10)
@@ -342,10 +346,10 @@ def _inline(svg: str, name: str) -> str:
 # Samples
 
 
-def _samples(model: VDSR, pictures: Sequence[Picture]) -> dict[int, list[Sample]]:
+def _samples(model: VDSR, pictures: Sequence[Picture]) -> dict[float, list[Sample]]:
     """For each scale the pictures with the least, the median and the largest gain."""
     figures = [validate(model, [picture]) for picture in pictures]
-    samples: dict[int, list[Sample]] = {}
+    samples: dict[float, list[Sample]] = {}
     for scale in sorted(pictures[0].bicubic) if pictures else ():
         scores = [Score(scale, *found[scale]) for found in figures]
         samples[scale] = [
@@ -364,7 +368,7 @@ def _chosen(gains: list[float]) -> list[tuple[str, int]]:
     return [(ranks[i], i) for i in order if i in ranks]
 
 
-def _panes(model: VDSR, picture: Picture, scale: int) -> list[Pane]:
+def _panes(model: VDSR, picture: Picture, scale: float) -> list[Pane]:
     crop = _most_lost(picture, scale)
     truth = _fractions(picture.hr[crop])
     restored = {"bicubic": _fractions(picture.bicubic[scale][crop]), "network": _restored(model, picture, scale, crop)}
@@ -375,7 +379,7 @@ def _panes(model: VDSR, picture: Picture, scale: int) -> list[Pane]:
     ] + [Pane("truth", _png(truth), width, height, None)]
 
 
-def _most_lost(picture: Picture, scale: int) -> tuple[slice, slice]:
+def _most_lost(picture: Picture, scale: float) -> tuple[slice, slice]:
     """Where in the window that validation looks at bicubic's squared error is largest: what there is to restore."""
     corner = [max(0, n // 2 - WINDOW // 2) for n in picture.hr.shape]
     window = tuple(slice(start, n // 2 + WINDOW // 2) for start, n in zip(corner, picture.hr.shape, strict=True))
@@ -389,7 +393,7 @@ def _most_lost(picture: Picture, scale: int) -> tuple[slice, slice]:
 
 
 @torch.no_grad()
-def _restored(model: VDSR, picture: Picture, scale: int, crop: tuple[slice, slice]) -> NDArray[np.float32]:
+def _restored(model: VDSR, picture: Picture, scale: float, crop: tuple[slice, slice]) -> NDArray[np.float32]:
     """(H, W) float32, not clamped: what the network makes of a crop, with all the surroundings that it sees."""
     device = next(model.parameters()).device
     halo = model.config.halo

@@ -31,6 +31,7 @@ from vdsr.device import describe
 from vdsr.errors import DataChanged, NonFinite, StateDamaged
 from vdsr.training.events import Events
 from vdsr.training.optimiser import learning_rate
+from vdsr.training.recipe import as_scale
 from vdsr.training.trainer import Trainer, validate
 
 STATE, LOG, WEIGHTS, RUN, DATA = "state.pt", "log.jsonl", "vdsr.safetensors", "run.json", "data.json"
@@ -64,7 +65,7 @@ class Progress:
     steps_per_second: float
     seconds: float
     """Of work, over all sessions."""
-    psnr_y: dict[int, tuple[float, float]] = field(default_factory=dict)
+    psnr_y: dict[float, tuple[float, float]] = field(default_factory=dict)
     """Last validation: scale -> dB of bicubic and of the network."""
 
     @property
@@ -78,7 +79,7 @@ class Result:
     """What a finished run has made."""
 
     identity: checkpoint.Identity
-    psnr_y: dict[int, tuple[float, float]]
+    psnr_y: dict[float, tuple[float, float]]
     seconds: float
 
 
@@ -307,10 +308,10 @@ def _read_rows(store: Store) -> list[dict[str, Any]]:
         raise StateDamaged(LOG, exc) from exc
 
 
-def _latest_validation(rows: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
+def _latest_validation(rows: list[dict[str, Any]]) -> dict[float, tuple[float, float]]:
     for row in reversed(rows):
         if "psnr_y" in row:
-            return {int(scale): (pair[0], pair[1]) for scale, pair in row["psnr_y"].items()}
+            return {as_scale(scale): (pair[0], pair[1]) for scale, pair in row["psnr_y"].items()}
     return {}
 
 

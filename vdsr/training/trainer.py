@@ -8,6 +8,7 @@ the step. On one machine, a run that was killed and resumed gives the same weigh
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from dataclasses import fields
 from typing import Any
@@ -212,7 +213,7 @@ def _native(device: torch.device, precision: str) -> Library | None:
 
 
 @torch.no_grad()
-def validate(model: VDSR, pictures: list[Picture], *, exact: bool = False) -> dict[int, tuple[float, float]]:
+def validate(model: VDSR, pictures: list[Picture], *, exact: bool = False) -> dict[float, tuple[float, float]]:
     """Mean PSNR-Y in dB at each scale, of bicubic and of the network, on the pictures' centres.
 
     Args:
@@ -232,7 +233,8 @@ def validate(model: VDSR, pictures: list[Picture], *, exact: bool = False) -> di
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 residual = model.residual(y).float()
             sr = code_values((y + residual)[0, 0].cpu().numpy())
-            rows.append((psnr_y(code_values(low), high, shave=scale), psnr_y(sr, high, shave=scale)))
+            shave = math.ceil(scale)
+            rows.append((psnr_y(code_values(low), high, shave=shave), psnr_y(sr, high, shave=shave)))
         telling = [
             row for row in rows if np.isfinite(row).all()
         ]  # a flat picture is restored exactly, and tells nothing

@@ -40,7 +40,7 @@ class Source:
 
 def read_dataset(
     uris: Sequence[str],
-    scales: Sequence[int],
+    scales: Sequence[float],
     held: int,
     settings: Settings,
     *,
@@ -93,7 +93,7 @@ def read_dataset(
     return Dataset([p for _, p in train], [p for _, p in validation], manifest)
 
 
-def _prepare(source: Source, scales: Sequence[int], settings: Settings) -> Picture | str:
+def _prepare(source: Source, scales: Sequence[float], settings: Settings) -> Picture | str:
     """The image, or why it cannot be used."""
     cache = settings.cache_dir
     try:

@@ -25,7 +25,7 @@ from worker.training.work import Trained
 TRIES = 5
 """Against other publishers that move an alias between our look and our change."""
 
-Figures = dict[int, tuple[float, float]]
+Figures = dict[float, tuple[float, float]]
 """Scale -> dB of bicubic and of a network."""
 
 log = logging.getLogger(__name__)
