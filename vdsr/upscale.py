@@ -25,9 +25,6 @@ from vdsr.tiling import spans
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE = 256
-"""Pixels a side that one pass of torch contributes. A tile's activations then stay below 32 MB, where glibc would
-otherwise map and unmap fresh pages for every layer."""
 BAND = 64
 """Rows of the output that are made at a time."""
 STRIP = 4096
@@ -46,7 +43,7 @@ class Upscaler:
         *,
         device: str = "auto",
         precision: str = "auto",
-        tile: int = TILE,
+        tile: int = 0,
         engine: str = "auto",
         self_ensemble: bool = False,
     ) -> None:
@@ -54,8 +51,9 @@ class Upscaler:
         Args:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
-            precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
-            tile: pixels a side per pass where torch computes; smaller needs less memory. The result is the same.
+            precision: "auto" (bf16 on cards that have it), "fp32", or "bf16": the middle layers in bfloat16.
+            tile: pixels a side per pass where torch computes, 0 what suits the device; smaller needs less memory.
+                The result is the same.
             engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).
             self_ensemble: average the residuals of the picture's eight orientations (Timofte et al., 2016, "Seven
                 ways to improve example-based single image super resolution"): better by up to 0.1 dB, eight times
@@ -65,8 +63,8 @@ class Upscaler:
             CheckpointError: the weights cannot be used.
             DeviceError: the device, precision or engine is not here.
         """
-        if tile < 1:
-            raise ValueError(f"tile is {tile}; it must be at least 1 pixel")
+        if tile < 0:
+            raise ValueError(f"tile is {tile}; it must be at least 1 pixel, or 0 for what suits the device")
         self.device = choose_device(device)
         self.self_ensemble = self_ensemble
         if isinstance(weights, bytes):
@@ -75,6 +73,11 @@ class Upscaler:
             model, self.identity = checkpoint.load(Path(weights) if weights is not None else checkpoint.SHIPPED)
         self._field = model.config.halo
         self.engine = make_engine(model, self.device, precision, tile, engine)
+
+    @property
+    def redone(self) -> int:
+        """Tiles so far that were not finite in bf16 and were computed again in fp32."""
+        return self.engine.redone
 
     @overload
     def upscale(
