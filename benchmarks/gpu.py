@@ -75,7 +75,7 @@ def measure(
             try:
                 way(y)
             except RuntimeError as exc:  # a way that this card or torch cannot go must not end the others
-                print(f"{size:>10} {name:32} left out: {str(exc).splitlines()[0]}")
+                print(f"{size:>10} {name:32} left out: {str(exc).splitlines()[0][:100]}")
                 del ways[name]
                 continue
             if round_ >= 3:

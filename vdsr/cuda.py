@@ -7,6 +7,7 @@ two, so that the processor fills one while the card works on the other.
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -74,6 +75,10 @@ class Recent(Generic[Program]):
         self._seen.clear()
 
 
+_capturing = threading.Lock()
+"""A capture begins by waiting for the whole card, which another thread's capture would not survive."""
+
+
 class CudaExecutor:
     """As `vdsr.torch_engine.Executor`."""
 
@@ -102,7 +107,7 @@ class CudaExecutor:
         self._slots = [_Slot(self.device) for _ in range(self.depth)]
         self._graphs = Recent(self._capture, graphs) if graphs else None
         self._pool = torch.cuda.graph_pool_handle()
-        torch.cuda.synchronize(self.device)  # the weights, before another stream reads them
+        torch.cuda.current_stream(self.device).synchronize()  # the weights, before another stream reads them
 
     def budget(self, tile: int, halo: int) -> Budget:
         """As `Executor`."""
@@ -135,7 +140,8 @@ class CudaExecutor:
 
     def relieve(self) -> None:
         """As `Executor`."""
-        torch.cuda.synchronize(self.device)
+        for stream in (self._to, self._compute, self._back):
+            stream.synchronize()
         if self._graphs is not None:
             self._graphs.clear()
         self._pool = torch.cuda.graph_pool_handle()  # a pool that all graphs have left cannot be entered again
@@ -149,7 +155,8 @@ class CudaExecutor:
         return self.layers(y) if graph is None else graph(y)
 
     def _capture(self, shape: tuple[int, ...]) -> _Graph:
-        return _Graph(self.layers, shape, self._compute, self._pool)
+        with _capturing:
+            return _Graph(self.layers, shape, self._compute, self._pool)
 
 
 class _Slot:
@@ -167,7 +174,7 @@ class _Slot:
             size = 1 << math.ceil(math.log2(count))  # so that it seldom grows
             host, card = torch.empty(size, pin_memory=True), torch.empty(size, device=self._device)
             self._host, self._card = host, card  # both or neither
-            torch.cuda.synchronize(self._device)  # what had this memory before may have been another stream's
+            torch.cuda.current_stream().synchronize()  # what had this memory before may still be at work
         staged = self._host[:count]
         np.stack(planes, out=staged.numpy().reshape(len(planes), *planes[0].shape))
         return staged, self._card[:count]
@@ -181,11 +188,12 @@ class _Graph:
     """
 
     def __init__(self, layers: Layers, shape: tuple[int, ...], stream: torch.cuda.Stream, pool: Any) -> None:
-        self._y = torch.zeros(shape, device=stream.device)
+        device = layers.weights[0].device
+        self._y = torch.zeros(shape, device=device)
         layers(self._y)  # what cuDNN prepares for a shape must not be captured
-        torch.cuda.synchronize(stream.device)  # the graphs that share the pool have to be at rest
+        stream.synchronize()  # the graphs that share the pool have to be at rest
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread may use the card meanwhile; the default mode would forbid it to allocate.
+        # Another thread may check a new model meanwhile; the default mode would forbid it to allocate.
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._residual = layers(self._y)
 

@@ -89,6 +89,20 @@ def test_a_shape_that_comes_again_is_captured_until_memory_runs_short(
 
 BOUND = {torch.float32: 0.01 / 255, torch.bfloat16: 3 / 255}
 """Largest differences on noise, which is worse than any picture: there the same roundings cost 1.0 on a CPU."""
+
+
+def test_a_capture_leaves_other_threads_alone_and_shares_one_pool(imitation: SimpleNamespace) -> None:
+    executor = CudaExecutor(MODEL.kernels, torch.device("cpu"), torch.float32)
+
+    for side in (20, 20, 30, 30):
+        executor.begin(list(planes(1, side, side)), exact=False)()
+
+    calls = [call.kwargs for call in imitation.cuda.graph.call_args_list]
+    assert [call["capture_error_mode"] for call in calls] == ["thread_local"] * 2
+    assert calls[0]["pool"] is calls[1]["pool"]
+    assert imitation.cuda.CUDAGraph.return_value.replay.call_count == 2
+
+
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
