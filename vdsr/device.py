@@ -1,7 +1,7 @@
 """What does this machine compute on, and in which precision?
 
-`auto` takes CUDA where there is a card, else the CPU, and fp32 on both: bf16 costs up to 0.15 dB at x4 if every
-layer uses it, so it is taken only on request until the engine keeps the sensitive layers higher.
+`auto` takes CUDA where there is a card, else the CPU; bf16 on cards that compute it, where the sensitive layers stay
+higher (`vdsr.layers`), and fp32 elsewhere.
 """
 
 from __future__ import annotations
@@ -29,6 +29,20 @@ class DeviceError(VdsrError):
     """The device or precision that was asked for is not here."""
 
 
+class OutOfMemory(DeviceError):
+    """Not even a small tile fits into the device's memory."""
+
+    def __init__(self, device: object, side: int) -> None:
+        super().__init__(device, side)
+        self.device, self.side = device, side
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device} has too little free memory even for a tile of {self.side} x {self.side} pixels; end other "
+            "programs that use it, run fewer workers on it, or choose another by --device or VDSR_DEVICE"
+        )
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """The torch device of a name: "auto", "cpu", "cuda" or "cuda:N".
 
@@ -50,17 +64,22 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(precision: str = "auto") -> torch.dtype:
-    """The dtype of the hidden layers: "auto" and "fp32" give float32, "bf16" bfloat16.
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the middle layers: "fp32" gives float32, "bf16" bfloat16, "auto" what suits the device.
 
     Raises:
-        DeviceError: an unknown precision.
+        DeviceError: an unknown precision, or one that the device lacks.
     """
     import torch
 
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type != "cuda":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "bf16" and not has_bf16:
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp32 or auto")
+    return torch.bfloat16 if has_bf16 and precision != "fp32" else torch.float32
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,16 +40,26 @@ class Engine(Protocol):
     """Whether all of its arithmetic is fp32."""
     halo: int
     """A strip of the image that is read with this many more columns to each side comes out as in the whole image."""
+    redone: int
+    """Tiles so far that were not finite and were computed again in fp32."""
 
     def stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
         """Begin an image; `on_tile` is called before each piece of work, and what it raises ends the image."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """An engine that computes many small images at once."""
+
+    def residuals(self, planes: NDArray[np.float32], on_tile: Callable[[], None]) -> NDArray[np.float32]:
+        """(N, H, W) in [0, 1] to (N, H, W): each image's residual, as if it were alone."""
 
 
 def make_engine(model: VDSR, device: torch.device, precision: str, tile: int, kind: str = "auto") -> Engine:
     """The fastest that gives the precision on the device.
 
     Args:
-        tile: pixels a side of torch's tiles.
+        tile: pixels a side of torch's tiles; 0 suits the device.
         kind: "auto", or "native" or "torch" where that very one is wanted.
 
     Raises:
@@ -57,7 +67,7 @@ def make_engine(model: VDSR, device: torch.device, precision: str, tile: int, ki
     """
     if kind not in ENGINES:
         raise DeviceError(f"unknown engine {kind!r}; use one of {', '.join(ENGINES)}")
-    dtype = choose_dtype(precision)
+    dtype = choose_dtype(precision, device)
     if kind != "torch" and device.type == "cpu" and dtype == torch.float32:
         from vdsr.native import Network, library
         from vdsr.native_engine import NativeEngine
@@ -78,6 +88,13 @@ def whole(engine: Engine, plane: Plane, on_tile: Callable[[], None]) -> Plane:
     """The residual of all of (H, W)."""
     height, width = plane.shape
     return engine.stream(height, width, on_tile).push(plane)
+
+
+def residuals(engine: Engine, planes: NDArray[np.float32], on_tile: Callable[[], None]) -> NDArray[np.float32]:
+    """As `Batching`, by any engine."""
+    if isinstance(engine, Batching):
+        return engine.residuals(planes, on_tile)
+    return np.stack([whole(engine, plane, on_tile) for plane in planes])
 
 
 class Bands:

@@ -20,6 +20,7 @@ class NativeEngine:
         self.network = network
         self.name = f"native {network.library.variant} fp32"
         self.exact = True
+        self.redone = 0
         # A pixel sees one pixel a layer, but the rounding of its tile sees the neighbouring tile.
         self.halo = network.tile * network.depth
 

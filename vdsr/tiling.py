@@ -7,6 +7,7 @@ there, and the network's zero padding does what it does for the whole image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,3 +36,30 @@ def spans(length: int, tile: int, halo: int) -> Iterator[Span]:
     for start in range(0, length, tile):
         stop = min(start + tile, length)
         yield Span(start, stop, max(0, start - halo), min(length, stop + halo))
+
+
+def equal_spans(start: int, stop: int, *, length: int, tile: int, halo: int, step: int = 1) -> list[Span]:
+    """Cover start..stop of an axis by tiles that read equally many pixels, so that they can be stacked.
+
+    The last one is shifted back over its neighbour where it would reach beyond the end. Padding it instead would be
+    wrong: the network has zeros around each layer at the image's border, and padding only around the first.
+
+    Args:
+        tile: about how many pixels each contributes; none reads more than that and two halos.
+        step: of the pixels that are read, so that images of many sizes have few shapes of tiles.
+    """
+    low, high = max(0, start - halo), min(length, stop + halo)
+    longest = tile + 2 * halo
+    if high - low <= longest:
+        return [Span(start, stop, low, high)]
+    inside = high - low - 2 * halo
+    count = math.ceil(inside / tile)
+    least = math.ceil(inside / count) + 2 * halo
+    read = min(longest, math.ceil(least / step) * step)
+    covered: list[Span] = []
+    for number in range(count):
+        read_start = min(low + number * (read - 2 * halo), high - read)
+        kept_stop = stop if number == count - 1 else read_start + read - halo
+        covered.append(Span(start, kept_stop, read_start, read_start + read))
+        start = kept_stop
+    return covered

@@ -1,61 +1,236 @@
-"""How does torch compute an image? Tile by tile; the reference, and the way on CUDA."""
+"""How does torch compute an image? In stacks of tiles; the way on CUDA, and the reference everywhere.
+
+What is planned here is the same for every device; how a stack is computed is an `Executor`'s matter. Whatever goes
+wrong with a stack, its tiles are planned again or the image ends: no pixel is delivered that was not computed whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vdsr.engine import Bands, Plane, Stream
-from vdsr.tiling import spans
+from vdsr.device import OutOfMemory
+from vdsr.engine import Plane, Stream
+from vdsr.errors import CheckpointError
+from vdsr.layers import Layers, inference, layer_dtypes
+from vdsr.schedule import Budget, Part, Tile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vdsr.model import VDSR
 
-EXACT_LAYERS = 3
-"""Hidden layers kept in fp32 in bf16 mode: nearly all of bf16's loss is the rounding of the first activations."""
+Stack = NDArray[np.float32]
+"""(N, h, w)"""
+CPU_TILE = 256
+"""Pixels a side: a tile's activations then stay below 32 MB, where glibc would otherwise map and unmap fresh pages for
+every layer."""
+
+log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """What runs the network over stacks on one device."""
+
+    depth: int
+    """Stacks that may be under way at a time; the oldest is waited for before another is begun."""
+
+    def budget(self, tile: int, halo: int) -> Budget:
+        """How much to compute at a time at first; a `tile` of 0 leaves its size to the device."""
+
+    def begin(self, planes: Sequence[Plane], *, exact: bool) -> Callable[[], Stack]:
+        """Start on planes of equal shape; what is returned waits for their residuals.
+
+        Args:
+            exact: all in fp32, whatever the engine's precision.
+        """
+
+    def relieve(self) -> None:
+        """Let go of all memory that can be had again, after an allocation failed."""
 
 
 class TorchEngine:
-    """The twenty layers, one after the other over a tile."""
+    """The twenty layers, one after the other over a stack of tiles."""
 
-    def __init__(self, model: VDSR, device: torch.device, dtype: torch.dtype, tile: int) -> None:
-        self.device, self.tile, self.halo = device, tile, model.config.halo
+    def __init__(
+        self, model: VDSR, device: torch.device, dtype: torch.dtype, tile: int, executor: Executor | None = None
+    ) -> None:
         self.name = f"torch {device} {'fp32' if dtype == torch.float32 else 'bf16'}"
         self.exact = dtype == torch.float32
-        exact = (0, *range(1, EXACT_LAYERS + 1), model.config.depth - 1)
-        self._layers = [
-            kernel.detach().to(device, torch.float32 if index in exact else dtype, memory_format=torch.channels_last)
-            for index, kernel in enumerate(model.kernels)
-        ]
+        self.halo = model.config.halo
+        self.redone = 0
+        self.device = device
+        self.executor = executor or make_executor(model.kernels, device, dtype)
+        self.budget = self.executor.budget(tile, self.halo)
+        self._under_way: deque[tuple[list[Tile], bool, Callable[[], Stack]]] = deque()
+        self._warned = False
 
     def stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
         """As `Engine`."""
+        return _Image(self, height, width, on_tile)
 
-        def band(plane: Plane) -> Plane:
-            residual = np.empty_like(plane)
-            for columns in spans(width, self.tile, self.halo):
-                on_tile()
-                tile = self._tile(plane[:, columns.read_start : columns.read_stop])
-                residual[:, columns.start : columns.stop] = tile[:, columns.kept]
-            return residual
+    def residuals(self, planes: Stack, on_tile: Callable[[], None]) -> Stack:
+        """As `vdsr.engine.Batching`."""
+        parts: list[Part] = []
+        tiles: list[Tile] = []
+        for plane in planes:
+            parts.append(Part(*plane.shape))
+            for rows in self.budget.spans(len(plane)):
+                tiles += self.budget.tiles(plane[rows.read_start : rows.read_stop], rows, parts[-1], rows.start)
+        self.compute(tiles, on_tile)
+        self.finish()
+        return np.stack([part.plane for part in parts])
 
-        return Bands(band, height, self.tile, self.halo)
+    def compute(self, tiles: Sequence[Tile], on_tile: Callable[[], None], *, exact: bool = False) -> None:
+        """Begin on tiles; they are delivered at the latest by `finish`.
 
-    def _tile(self, tile: Plane) -> Plane:
-        x = torch.from_numpy(np.ascontiguousarray(tile))[None, None].to(self.device)
-        # cuDNN would otherwise round fp32 to TF32's 10 bits
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            residual: Plane = self._residual(x)[0, 0].cpu().numpy()
-        return residual
+        Raises:
+            OutOfMemory: not even the smallest tile fits.
+        """
+        stacks = deque(self.budget.stacks(tiles))
+        while stacks:
+            on_tile()
+            while len(self._under_way) >= self.executor.depth:  # collecting may begin some again
+                self._collect()
+            stack = stacks.popleft()
+            result = self._begin(stack, exact)
+            if result is not None:
+                self._under_way.append((stack, exact, result))
+            else:
+                stacks = deque(self.budget.stacks([*stack, *(tile for later in stacks for tile in later)]))
 
-    def _residual(self, x: Tensor) -> Tensor:
-        """The twenty layers, as `vdsr.model.VDSR.residual`."""
-        x = x.to(memory_format=torch.channels_last)
-        for weight in self._layers[:-1]:
-            x = torch.conv2d(x.to(weight.dtype), weight, padding=1).relu_()
-        return torch.conv2d(x.to(self._layers[-1].dtype), self._layers[-1], padding=1)
+    def finish(self) -> None:
+        """Wait for all that is under way."""
+        while self._under_way:
+            self._collect()
+
+    def _begin(self, stack: list[Tile], exact: bool) -> Callable[[], Stack] | None:
+        """None if it was too much, and less is planned for from now on."""
+        try:
+            return self.executor.begin([tile.source for tile in stack], exact=exact)
+        except (RuntimeError, MemoryError) as exc:
+            if not _is_out_of_memory(exc):
+                raise
+            if not self.budget.shrink(stack):
+                raise OutOfMemory(self.device, max(stack[0].source.shape)) from exc
+            if not self._warned:
+                log.warning("out of memory on %s; going on with less at a time: %s", self.device, exc)
+                self._warned = True
+        self.executor.relieve()  # behind the except clause: the exception's frames hold tensors
+        return None
+
+    def _collect(self) -> None:
+        """Deliver the oldest stack; what is not finite is begun again in fp32."""
+        stack, exact, result = self._under_way.popleft()
+        broken = []
+        for tile, residual in zip(stack, result(), strict=True):
+            if _is_finite(residual):
+                tile.deliver(residual)
+            else:
+                broken.append(tile)
+        if not broken:
+            return
+        if exact or self.exact:
+            raise _blame(broken[0])
+        self.redone += len(broken)
+        self.compute(broken, lambda: None, exact=True)
+
+
+class _Image:
+    """As `Stream`: a row of tiles is begun as soon as its pixels are here."""
+
+    def __init__(self, engine: TorchEngine, height: int, width: int, on_tile: Callable[[], None]) -> None:
+        self._engine, self._width, self._on_tile = engine, width, on_tile
+        self._spans = deque(engine.budget.spans(height))
+        self._parts: deque[Part] = deque()
+        self._held: list[Plane] = []
+        self._first = self._stop = 0  # the rows held
+
+    def push(self, rows: Plane) -> Plane:
+        """As `Stream`."""
+        self._held.append(rows)
+        self._stop += len(rows)
+        while self._spans and self._stop >= self._spans[0].read_stop:
+            self._begin()
+        if not self._spans:
+            self._engine.finish()
+        done = [rows[:0]]
+        while self._parts and not self._parts[0].left:
+            done.append(self._parts.popleft().plane)
+        return np.concatenate(done)
+
+    def _begin(self) -> None:
+        span = self._spans.popleft()
+        held = np.concatenate(self._held) if len(self._held) > 1 else self._held[0]
+        source = held[span.read_start - self._first : span.read_stop - self._first]
+        part = Part(span.stop - span.start, self._width)
+        self._parts.append(part)
+        self._engine.compute(list(self._engine.budget.tiles(source, span, part)), self._on_tile)
+        if self._spans:  # the next one's halo reaches back
+            self._held = [held[self._spans[0].read_start - self._first :]]
+            self._first = self._spans[0].read_start
+
+
+class CpuExecutor:
+    """Tile by tile, since a stack's activations would not stay in the caches; done when it has begun."""
+
+    depth = 1
+
+    def __init__(self, kernels: Sequence[Tensor], dtype: torch.dtype) -> None:
+        device = torch.device("cpu")
+        self.layers = Layers(kernels, device, layer_dtypes(len(kernels), "cpu", dtype))
+        self._exact = Layers(kernels, device, layer_dtypes(len(kernels), "cpu", torch.float32))
+
+    def budget(self, tile: int, halo: int) -> Budget:
+        """As `Executor`."""
+        return Budget(tile or CPU_TILE, 0, halo)
+
+    def begin(self, planes: Sequence[Plane], *, exact: bool) -> Callable[[], Stack]:
+        """As `Executor`."""
+        layers = self._exact if exact else self.layers
+        with inference():
+            stack: Stack = layers(torch.from_numpy(np.stack(planes))[:, None])[:, 0].numpy()
+        return lambda: stack
+
+    def relieve(self) -> None:
+        """As `Executor`: there is nothing."""
+
+
+def make_executor(kernels: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Executor:
+    """That of the device."""
+    if device.type == "cuda":
+        from vdsr.cuda import CudaExecutor
+
+        return CudaExecutor(kernels, device, dtype)
+    return CpuExecutor(kernels, dtype)
+
+
+def _is_out_of_memory(exc: BaseException) -> bool:
+    """Of the device or the host: only CUDA's allocator has an exception type of its own."""
+    if isinstance(exc, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    if any(words in str(exc) for words in ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")):
+        return True
+    # Where it happens while a graph is captured, the end of the capture fails in its turn.
+    return exc.__context__ is not None and _is_out_of_memory(exc.__context__)
+
+
+def _is_finite(residual: Plane) -> bool:
+    # One pass without a temporary: infinities and NaN survive a sum. Huge finite numbers may overflow it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(residual.sum())) or bool(np.isfinite(residual).all())
+
+
+def _blame(tile: Tile) -> Exception:
+    """Why a tile is not finite even in fp32."""
+    if not np.isfinite(tile.source).all():
+        return ValueError("the luminance has values that are not finite")
+    return CheckpointError(
+        "the network gives infinite or undefined residuals even in fp32: its weights are broken; use another checkpoint"
+    )

@@ -28,9 +28,6 @@ from vdsr.tiling import spans
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE = 256
-"""Pixels a side that one pass of torch contributes. A tile's activations then stay below 32 MB, where glibc would
-otherwise map and unmap fresh pages for every layer."""
 BAND_PIXELS = 1 << 18
 """Of the output, made at a time: a few MB in float, which a small image fits into whole."""
 STRIP = 4096
@@ -49,7 +46,7 @@ class Upscaler:
         *,
         device: str = "auto",
         precision: str = "auto",
-        tile: int = TILE,
+        tile: int = 0,
         engine: str = "auto",
         self_ensemble: bool = False,
     ) -> None:
@@ -57,8 +54,9 @@ class Upscaler:
         Args:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
-            precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
-            tile: pixels a side per pass where torch computes; smaller needs less memory. The result is the same.
+            precision: "auto" (bf16 on cards that have it), "fp32", or "bf16": the middle layers in bfloat16.
+            tile: pixels a side per pass where torch computes, 0 what suits the device; smaller needs less memory.
+                The result is the same.
             engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).
             self_ensemble: average the residuals of the picture's eight orientations (Timofte et al., 2016, "Seven
                 ways to improve example-based single image super resolution"): better by up to 0.1 dB, eight times
@@ -68,8 +66,8 @@ class Upscaler:
             CheckpointError: the weights cannot be used.
             DeviceError: the device, precision or engine is not here.
         """
-        if tile < 1:
-            raise ValueError(f"tile is {tile}; it must be at least 1 pixel")
+        if tile < 0:
+            raise ValueError(f"tile is {tile}; it must be at least 1 pixel, or 0 for what suits the device")
         self.device = choose_device(device)
         self.self_ensemble = self_ensemble
         if isinstance(weights, bytes):
@@ -80,6 +78,11 @@ class Upscaler:
         """Seconds that the network has computed since this was made."""
         self._field = model.config.halo
         self.engine = make_engine(model, self.device, precision, tile, engine)
+
+    @property
+    def redone(self) -> int:
+        """Tiles so far that were not finite in bf16 and were computed again in fp32."""
+        return self.engine.redone
 
     @overload
     def upscale(

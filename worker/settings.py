@@ -35,8 +35,9 @@ class Settings:
     """auto, fp32 or bf16."""
     engine: str = "auto"
     """auto, native (our compiled code, CPUs only) or torch."""
-    tile: int = 256
-    """Pixels a side that one pass contributes where torch computes; smaller needs less memory."""
+    tile: int = 0
+    """Pixels a side that one pass contributes where torch computes, 0 what suits the device; smaller needs less
+    memory."""
     threads: int = 0
     """Threads of a worker's computation; 0 takes every core."""
     weights: Path | None = None
@@ -65,7 +66,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.registry or str(self.state_dir / "models"))
         object.__setattr__(self, "runs", self.runs or str(self.state_dir / "runs"))
-        limits = {"tile": 1, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
+        limits = {"tile": 0, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
         limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0}
         for name, least in limits.items():
             if getattr(self, name) < least:

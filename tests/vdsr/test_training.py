@@ -22,10 +22,11 @@ from tensorboardX.proto import event_pb2
 from vdsr import checkpoint
 from vdsr.data import FULL, Dataset, Patches, batches, image_paths, prepare, split
 from vdsr.errors import DataChanged, ImageUnreadable, NonFinite, StateDamaged, StateMismatch, TrainingError
+from vdsr.model import VDSR
 from vdsr.training.optimiser import orthogonal
 from vdsr.training.recipe import Recipe, read_recipe
 from vdsr.training.run import Progress, Result, train
-from vdsr.training.trainer import Trainer
+from vdsr.training.trainer import Trainer, validate
 from worker.storage.local import LocalStorage
 
 CPU = torch.device("cpu")

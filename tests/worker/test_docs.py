@@ -36,7 +36,7 @@ def test_the_readme_stays_short() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("VDSR_TILE", "0", "VDSR_TILE is 0; it must be at least 1"),
+        ("VDSR_TILE", "-1", "VDSR_TILE is -1; it must be at least 0"),
         ("VDSR_LEASE_S", "1", "VDSR_LEASE_S is 1; it must be at least 3"),
         ("VDSR_DEVICE", "tpu", "VDSR_DEVICE is 'tpu'; it must be auto, cpu, cuda or cuda:N"),
         ("VDSR_PRECISION", "fp8", "VDSR_PRECISION is 'fp8'; it must be one of auto, fp32, bf16"),
