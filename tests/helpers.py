@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from PIL import Image
 from vdsr import checkpoint, smoke
 from vdsr.upscale import Upscaler
 from worker.client import Client, draft
-from worker.jobs import Options, Outcome
+from worker.jobs import Image as JobImage
+from worker.jobs import Job, Model, Options, Outcome
 from worker.parts import Parts, final_rows
+from worker.pipeline import Pipeline
 from worker.registry import Registry, Version
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 from worker.summary import summarise
+from worker.uris import open_storage
 
 VDSR = str(Path(sys.executable).with_name("vdsr"))
 
@@ -129,3 +133,24 @@ def make_photos(folder: Path, count: int, size: tuple[int, int] = (24, 16)) -> P
 def kill(pid: int) -> None:
     """As the kernel does when memory runs out."""
     os.kill(pid, signal.SIGKILL)
+
+
+def pipeline(folder: Path, *, budget: str = "2G", engine: str = "auto", **options: Any) -> Pipeline:
+    """The line from a folder to its neighbour, without a queue."""
+    settings = load_settings({"VDSR_MEMORY_BUDGET": budget})
+    model = checkpoint.identify()
+    job = Job("j", str(folder), f"{folder}-x2", Options(**options), Model(model.version, model.sha256), created=1.0)
+    return Pipeline(
+        job,
+        Upscaler(device="cpu", engine=engine),
+        settings,
+        source=open_storage(job.source, settings),
+        target=open_storage(job.destination, settings),
+        reference=None,
+    )
+
+
+def run_line(line: Pipeline, names: list[str]) -> list[Outcome]:
+    """The outcomes of these files."""
+    images = [(n, JobImage(name, 1, "", name, None)) for n, name in enumerate(names)]
+    return [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]

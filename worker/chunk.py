@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 
-from vdsr.device import DeviceError
+from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
 from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError
 from worker.jobs import Image, Outcome, State
@@ -56,6 +56,11 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
             written = parts.add_results(chunk, _in_order(rows))
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
+        return
+    except OutOfMemory as exc:  # others may need the card just now; if it does not pass, the chunk is fruitless
+        log.warning("chunk %d of %s pauses: %s", chunk, job_id, exc)
+        with suppress(TransientError):
+            lease.release(uncounted=lease.in_hand)
         return
     except HOPELESS as exc:
         log.error("job %s fails: %s", job_id, exc)

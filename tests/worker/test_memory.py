@@ -12,20 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import wait_until
+from helpers import pipeline, run_line, wait_until
 from PIL import Image
 
-from vdsr import Upscaler, checkpoint
 from vdsr.errors import ImageNeedsMemory
 from worker import memory
 from worker.errors import UsageError
 from worker.images import Header
 from worker.jobs import Image as JobImage
-from worker.jobs import Job, Model, Options, Outcome
 from worker.memory import Admission, Turn, TurnedAway, budget_bytes, needed_bytes
-from worker.pipeline import Pipeline
 from worker.settings import load_settings
-from worker.uris import open_storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,20 +129,6 @@ def test_a_picture_of_200_megapixels_fits_into_two_gibibytes() -> None:
     assert needed_bytes(header, 2, "TIFF", reference=False) > budget
 
 
-def pipeline(folder: Path, budget: str, **options: object) -> Pipeline:
-    settings = load_settings({"VDSR_MEMORY_BUDGET": budget})
-    model = checkpoint.identify()
-    job = Job("j", str(folder), f"{folder}-x2", Options(**options), Model(model.version, model.sha256), created=1.0)  # type: ignore[arg-type]
-    return Pipeline(
-        job,
-        Upscaler(device="cpu"),
-        settings,
-        source=open_storage(job.source, settings),
-        target=open_storage(job.destination, settings),
-        reference=None,
-    )
-
-
 def make_photos(folder: Path, count: int) -> Path:
     folder.mkdir()
     for n in range(count):
@@ -154,15 +136,10 @@ def make_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def run(line: Pipeline, names: list[str]) -> list[Outcome]:
-    images = [(n, JobImage(name, 1, "", name, None)) for n, name in enumerate(names)]
-    return [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]
-
-
 def test_an_image_over_the_budget_fails_alone(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", 2)
     Image.new("RGB", (9000, 9000)).save(photos / "large.png")
-    rows = run(pipeline(photos, "1G", score=False), ["00000.png", "large.png", "00001.png"])
+    rows = run_line(pipeline(photos, budget="1G", score=False), ["00000.png", "large.png", "00001.png"])
     assert [(row.outcome, row.code) for row in rows] == [("done", None), ("failed", "too_large"), ("done", None)]
     assert "VDSR_MEMORY_BUDGET" in str(rows[1].message)
 
@@ -170,16 +147,16 @@ def test_an_image_over_the_budget_fails_alone(tmp_path: Path) -> None:
 def test_many_images_go_through_a_budget_of_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = make_photos(tmp_path / "photos", 25)
     (photos / "00003.png").write_bytes(b"broken")
-    line = pipeline(photos, "1G", score=False)
+    line = pipeline(photos, budget="1G", score=False)
     need = needed_bytes(Header("PNG", 24, 16, 3), 2, "PNG", reference=False)
     monkeypatch.setattr("worker.pipeline.budget_bytes", lambda settings: need)
-    rows = run(line, [f"{n:05d}.png" for n in range(25)])
+    rows = run_line(line, [f"{n:05d}.png" for n in range(25)])
     assert [row.outcome for row in rows] == ["done"] * 3 + ["failed"] + ["done"] * 21
 
 
 def test_a_run_that_is_given_up_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = make_photos(tmp_path / "photos", 25)
-    line = pipeline(photos, "1G", score=False)
+    line = pipeline(photos, budget="1G", score=False)
     need = needed_bytes(Header("PNG", 24, 16, 3), 2, "PNG", reference=False)
     monkeypatch.setattr("worker.pipeline.budget_bytes", lambda settings: need)
     images = [(n, JobImage(f"{n:05d}.png", 1, "", f"{n:05d}.png", None)) for n in range(25)]
@@ -193,8 +170,8 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from test_memory import pipeline, run
-line = pipeline(Path(sys.argv[1]), "1G", score=False)
+from helpers import pipeline, run_line
+line = pipeline(Path(sys.argv[1]), budget="1G", score=False)
 class Free:
     halo, name, exact = 80, "none", True
     def stream(self, height, width, on_tile):
@@ -202,9 +179,9 @@ class Free:
             push = staticmethod(np.zeros_like)
         return Stream()
 line.upscaler.engine = Free()
-run(line, ["small.png"])
+run_line(line, ["small.png"])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-(row,) = run(line, [sys.argv[2]])
+(row,) = run_line(line, [sys.argv[2]])
 assert row.outcome == "done", row
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before)
 """
@@ -221,7 +198,7 @@ def test_a_picture_takes_no_more_than_was_reckoned(tmp_path: Path, name: str) ->
     photo.save(tmp_path / name)
     photo.resize((16, 16)).save(tmp_path / "small.png")
     command = [sys.executable, "-c", PEAK, str(tmp_path), name]
-    paths = f"{ROOT}:{ROOT}/tests:{ROOT}/tests/worker"
+    paths = f"{ROOT}:{ROOT}/tests"
     found = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}
     )

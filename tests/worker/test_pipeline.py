@@ -1,0 +1,126 @@
+"""What the line of one job does with its images, without a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import pipeline, run_line
+from PIL import Image
+
+from vdsr import Upscaler
+from vdsr.errors import CheckpointError
+from worker.pipeline import ImageCrashed, Pipeline
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six thumbnails of one size, a larger one among them, a gray one, and a broken one."""
+    shapes = [(20, 30, 3)] * 3 + [(25, 30, 3), (20, 30)] + [(20, 30, 3)] * 3
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n, shape in enumerate(shapes):
+        Image.fromarray(RNG.integers(0, 256, shape, np.uint8)).save(photos / f"{n}.png")
+    (photos / "8.png").write_bytes(b"broken")
+    return photos
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def counted(line: Pipeline) -> list[int]:
+    """How many images go through the network at a time, as the line comes to run."""
+    together: list[int] = []
+    alike: Callable[..., list[np.ndarray]] = line.upscaler.upscale_alike
+
+    def upscale_alike(images: list[np.ndarray], *arguments: object, **more: object) -> list[np.ndarray]:
+        together.append(len(images))
+        return alike(images, *arguments, **more)
+
+    line.upscaler.upscale_alike = upscale_alike  # type: ignore[method-assign]
+    return together
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_small_images_of_one_size_go_through_together_and_come_out_as_alone(
+    engine: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = pipeline(folder, engine=engine)
+    together = counted(line)
+    load = Pipeline.load
+    monkeypatch.setattr("worker.pipeline.LOADERS", 1)  # one after the other: all but the first are loaded meanwhile
+    upscale = line.upscaler.upscale
+    loaded: list[object] = []
+
+    def loading(self: Pipeline, *arguments: object) -> object:
+        loaded.append(1)
+        return load(self, *arguments)  # type: ignore[arg-type]
+
+    def patient(*arguments: object, **more: object) -> object:
+        while len(loaded) < len(names(folder)):
+            pass
+        return upscale(*arguments, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Pipeline, "load", loading)
+    monkeypatch.setattr(line.upscaler, "upscale", patient)
+
+    rows = run_line(line, names(folder))
+
+    assert [row.outcome for row in rows] == ["done"] * 8 + ["failed"]
+    assert 3 in together
+    alone = Upscaler(device="cpu", engine=engine)
+    for row in rows[:8]:
+        wanted = alone.upscale(np.asarray(Image.open(folder / row.key)), 2)
+        assert np.array_equal(np.asarray(Image.open(f"{folder}-x2/{row.key}")), wanted)
+        assert row.seconds["network"] > 0
+
+
+def test_the_time_of_the_network_is_told_and_is_part_of_the_rest(folder: Path) -> None:
+    (row,) = run_line(pipeline(folder, score=False), ["3.png"])
+    assert 0 < row.seconds["network"] <= row.seconds["upscale"]
+
+
+def test_tiles_that_were_redone_are_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = pipeline(folder, score=False)
+    upscale = line.upscaler.upscale
+
+    def overflowing(*arguments: object, **more: object) -> object:
+        line.upscaler.engine.redone += 2
+        return upscale(*arguments, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(line.upscaler, "upscale", overflowing)
+
+    (row,) = run_line(line, ["3.png"])
+
+    assert row.notes == ("2 tiles overflowed in bf16 and were computed in fp32",)
+
+
+def test_broken_weights_are_no_images_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = pipeline(folder)
+
+    def broken(*arguments: object, **more: object) -> None:
+        raise CheckpointError("infinite")
+
+    monkeypatch.setattr(line.upscaler, "upscale", broken)
+
+    with pytest.raises(CheckpointError):
+        run_line(line, ["3.png"])
+
+
+def test_a_fault_met_together_is_told_as_the_firsts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = pipeline(folder)
+
+    def broken(*arguments: object, **more: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(line.upscaler, "upscale_alike", broken)
+    monkeypatch.setattr(line.upscaler, "upscale", broken)
+
+    with pytest.raises(ImageCrashed) as caught:
+        run_line(line, names(folder))
+    assert caught.value.number == 0
