@@ -54,7 +54,8 @@ class Upscaler:
         Args:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
-            precision: "auto" or "fp32"; "bf16" computes the middle layers in bfloat16.
+            precision: "fp32"; "bf16" computes the middle layers in bfloat16; "auto" does so on CPUs with AMX, where
+                it costs no visible quality.
             tile: pixels a side per pass where torch computes; smaller needs less memory. The result is the same.
             engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).
             self_ensemble: average the residuals of the picture's eight orientations (Timofte et al., 2016, "Seven

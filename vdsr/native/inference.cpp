@@ -18,10 +18,6 @@
 // A tile's result depends on its own 6 x 6 pixels alone and tiles start at multiples of 4, so that the result is the
 // same to the bit for any number of threads. So it is for a strip of the image that starts at a multiple of 4 and is
 // read with one more tile a layer to each side: one more pixel a layer would do for the sum, but not for its rounding.
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
 #include "network.h"
 
 namespace vdsr {
@@ -30,7 +26,7 @@ namespace {
 constexpr int RING = 4 * OUT;  // rows
 constexpr int LAG = 2;         // waves from a layer to the next
 
-// Lets threads through when all have come. They spin: a wave takes milliseconds, and a sleep would cost more.
+// Lets threads through when all have come.
 class Barrier {
 public:
     explicit Barrier(int threads) : threads_(threads) {}
@@ -44,12 +40,7 @@ public:
             phase_.store(phase + 1, std::memory_order_release);
             return;
         }
-        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-            if (spins > 1000) std::this_thread::yield();
-#if defined(__x86_64__) || defined(__i386__)
-            else _mm_pause();
-#endif
-        }
+        spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
     }
 
 private:

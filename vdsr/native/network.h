@@ -12,6 +12,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
 #include "winograd.h"
 
 namespace vdsr {
@@ -25,7 +29,11 @@ using Floats = std::unique_ptr<float[], Free>;
 
 // Uninitialised, on huge pages where there are any.
 inline Floats floats(size_t count) {
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr size_t PAGE = 64;  // it sees only what lies beyond all of the memory
+#else
     constexpr size_t PAGE = size_t(2) << 20;
+#endif
     const size_t bytes = (count * sizeof(float) + PAGE - 1) / PAGE * PAGE;
     void* p = std::aligned_alloc(PAGE, bytes);
     if (!p) throw std::bad_alloc();
@@ -52,6 +60,17 @@ void in_parallel(int threads, Work&& work) {
     guarded();
     for (auto& thread : others) thread.join();
     if (failure) std::rethrow_exception(failure);
+}
+
+// Waits for another thread: for microseconds or a few milliseconds, so that a sleep would cost more.
+template <class Done>
+void spin_until(Done&& done) {
+    for (int spins = 0; !done(); ++spins) {
+        if (spins > 1000) std::this_thread::yield();
+#if defined(__x86_64__) || defined(__i386__)
+        else _mm_pause();
+#endif
+    }
 }
 
 // Calls work(item) for 0 <= item < items, each once.
