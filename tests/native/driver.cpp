@@ -31,7 +31,8 @@ using Floats = std::vector<float>;
 struct Case {
     int depth, height, width;
 };
-constexpr Case CASES[] = {{20, 1, 1}, {20, 1, 37}, {20, 37, 1}, {20, 13, 11}, {2, 5, 3}, {3, 33, 107}, {5, 70, 41}, {4, 300, 9}};
+constexpr Case CASES[] = {{20, 1, 1}, {20, 1, 37}, {20, 37, 1}, {20, 13, 11}, {2, 5, 3},
+                          {3, 100, 200}, {5, 70, 41}, {4, 300, 9}};
 
 Floats noise(size_t count, float scale) {
     static std::mt19937 bits(1);
@@ -104,7 +105,7 @@ void train(const Case& c) {
 int main() {
     for (const Case& c : CASES) {
         infer(c);
-        if (vdsr_forward) train(c);
+        if (vdsr_forward && c.height * c.width < 5000) train(c);
     }
     return failures != 0;
 }

@@ -85,7 +85,8 @@ struct Instruction {
 
 void configure(const uint8_t* shape) {
     for (int tile = 0; tile < 8; ++tile)
-        if (shape[16 + 2 * tile] != 64 || shape[17 + 2 * tile] || shape[48 + tile] != 16) give_up("a tile of another shape\n");
+        if (shape[16 + 2 * tile] != 64 || shape[17 + 2 * tile] || shape[48 + tile] != 16)
+            give_up("a tile of another shape\n");
     for (int i = 1; i < 16; ++i)
         if (shape[i]) give_up("a reserved byte of the configuration is set\n");
     if (shape[0] != 1) give_up("another palette\n");

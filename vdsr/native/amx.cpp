@@ -40,6 +40,7 @@ constexpr int MOST_BANDS = 64;  // that are awaited before they are computed tog
 // level 1's 64 sets, so that of the six rows that a block sees each one's 36 lines lie behind those of the row before.
 constexpr size_t ROW_BYTES = (6 * 64 + 37) * 64;
 static_assert(ROW_BYTES >= size_t(WIDTH + MARGIN) * 2 * CHANNELS * sizeof(bf16), "a row has to fit");
+static_assert(FINE >= 1, "the first layer writes two halves");
 static_assert(HEIGHT % DOWN == 0 && WIDTH % ACROSS == 0, "a patch is made of whole blocks");
 
 constexpr size_t TAPS_BYTES = SLICE * sizeof(float);  // a pixel's products with the last layer's taps
@@ -64,17 +65,19 @@ public:
             for (int channel = 0; channel < CHANNELS; ++channel)
                 first_[tap * CHANNELS + channel] = w[channel * TAPS + tap];
         w += TAPS * CHANNELS;
-        for (int layer = 1; layer < depth - 1; ++layer, w += WEIGHTS) arrange_weights(w, bf16s(hidden_) + (layer - 1) * HIDDEN);
+        for (int layer = 1; layer < depth - 1; ++layer, w += WEIGHTS)
+            arrange_weights(w, bf16s(hidden_) + (layer - 1) * HIDDEN);
         for (int half = 0; half < 2; ++half) {
-            const auto weight = [&](int in, int tap) { return tap < TAPS ? w[(half * 2 * PAIRS + in) * TAPS + tap] : 0; };
+            const float* from = w + half * 2 * PAIRS * TAPS;
+            const auto weight = [&](int in, int tap) { return tap < TAPS ? from[in * TAPS + tap] : 0; };
             weight_tile(bf16s(last_) + half * TILE, weight);
             weight_tile(bf16s(last_) + (2 + half) * TILE,
                         [&](int in, int tap) { return weight(in, tap) - widened(rounded(weight(in, tap))); });
         }
     }
-    const float* first() const { return first_.data(); }       // [tap][64]
+    const float* first() const { return first_.data(); }  // [tap][64]
     const bf16* hidden(int layer) const { return bf16s(hidden_) + (layer - 1) * HIDDEN; }
-    const bf16* last() const { return bf16s(last_); }           // [rounded, remainder][half of the channels in] B
+    const bf16* last() const { return bf16s(last_); }  // [rounded, remainder][half of the channels in] B
 
 private:
     std::vector<float> first_;
@@ -114,7 +117,8 @@ class Stream {
 public:
     Stream(const Network& network, int height, int width)
         : network_(network), height_(height), width_(width), row_(size_t(width) + 2),
-          across_((width + depth() + WIDTH - 1) / WIDTH), bands_((height + depth() + HEIGHT - 1) / HEIGHT), zeros_(row_) {
+          across_((width + depth() + WIDTH - 1) / WIDTH), bands_((height + depth() + HEIGHT - 1) / HEIGHT),
+          zeros_(row_) {
         for (int plane = 1; plane < depth(); ++plane) store_.emplace_back(across_ * above_bytes(plane));
     }
 
@@ -139,7 +143,7 @@ public:
 private:
     // What one thread has in hand.
     struct Scratch {
-        Floats patches[2];                       // a plane and the next, in turn: [2 + HEIGHT] rows of [2 + WIDTH] pixels
+        Floats patches[2];                       // a plane and the next, in turn: [2 + HEIGHT][2 + WIDTH] pixels
         std::vector<std::vector<char>> columns;  // each plane's last ones for the next patch: [2 + HEIGHT][2] pixels
 
         explicit Scratch(const Stream& stream) {
@@ -185,7 +189,8 @@ private:
             Tiles tiles;
             Scratch& scratch = scratch_[thread++];
             for (int i; (i = next++) < count;) {
-                for (auto& columns : scratch.columns) std::fill(columns.begin(), columns.end(), 0);  // left of the image
+                for (auto& columns : scratch.columns)  // zeros lie left of the image
+                    std::fill(columns.begin(), columns.end(), 0);
                 for (int patch = 0; patch < across_; ++patch) {
                     if (i > 0) spin_until([&] { return finished[i - 1].load(std::memory_order_acquire) > patch; });
                     through_all_layers(tiles, scratch, done_ + i, patch, out, before);
@@ -233,11 +238,10 @@ private:
     }
 
     void hidden(Tiles& tiles, Scratch& scratch, int plane, int patch, const Area& area) {
+        const bool last = plane == depth() - 1;  // then comes the next patch's first
         Ahead ahead;
-        if (plane < depth() - 1) {
-            ahead.add(network_.hidden(plane), HIDDEN * sizeof(bf16));
-            ahead.add(above(plane + 1, patch), above_bytes(plane + 1));
-        }
+        ahead.add(network_.hidden(last ? 1 : plane), HIDDEN * sizeof(bf16));
+        if (!last) ahead.add(above(plane + 1, patch), above_bytes(plane + 1));
         if (parts(plane) == 2) blocks<2, 2>(tiles, scratch, plane, area, ahead);
         else if (parts(plane - 1) == 2) blocks<2, 1>(tiles, scratch, plane, area, ahead);
         else blocks<1, 1>(tiles, scratch, plane, area, ahead);

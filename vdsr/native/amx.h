@@ -120,11 +120,13 @@ public:
     // stride: bytes from one row of the tile to the next
     template <int T>
     void load(const void* from, size_t stride) {
-        for (int row = 0; row < 16; ++row) std::memcpy(tiles_[T][row], static_cast<const char*>(from) + row * stride, 64);
+        for (int row = 0; row < 16; ++row)
+            std::memcpy(tiles_[T][row], static_cast<const char*>(from) + row * stride, 64);
     }
     template <int T>
     void store(void* to, size_t stride) const {
-        for (int row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, tiles_[T][row], 64);
+        for (int row = 0; row < 16; ++row)
+            std::memcpy(static_cast<char*>(to) + row * stride, tiles_[T][row], 64);
     }
     // C += A B. The products of a pair's firsts and of its seconds are summed apart, from zero; a product of two bf16
     // is exact in fp32, so that it does not matter whether it is fused with its addition.

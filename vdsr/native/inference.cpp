@@ -71,13 +71,14 @@ public:
         };
         bool more = advance();
         if (!more) return 0;
-        std::atomic<int> next{0};
+        std::atomic<int> next{0}, thread{0};
         const int pieces = (across_ + TILES - 1) / TILES, items = weights_.depth * pieces;
         threads = std::min(threads, items);
+        std::vector<Floats> batches;  // before the threads start: if one failed, the others would wait for it for ever
+        for (int i = 0; i < threads; ++i) batches.push_back(floats(sizeof(Batch) / sizeof(float)));
         Barrier barrier(threads);
         in_parallel(threads, [&] {
-            const Floats memory = floats(sizeof(Batch) / sizeof(float));
-            Batch& batch = *reinterpret_cast<Batch*>(memory.get());
+            Batch& batch = *reinterpret_cast<Batch*>(batches[thread++].get());
             while (more) {
                 for (int item; (item = next++) < items;) {
                     const int layer = item / pieces, band = wave_ - LAG * layer;

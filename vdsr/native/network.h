@@ -43,7 +43,19 @@ inline Floats floats(size_t count) {
     return Floats(static_cast<float*>(p));
 }
 
-// Runs work() in so many threads, this one included; throws what one of them throws.
+// Waits for another thread: for microseconds or a few milliseconds, so that a sleep would cost more.
+template <class Done>
+void spin_until(Done&& done) {
+    for (int spins = 0; !done(); ++spins) {
+        if (spins > 1000) std::this_thread::yield();
+#if defined(__x86_64__) || defined(__i386__)
+        else _mm_pause();
+#endif
+    }
+}
+
+// Runs work() in so many threads, this one included; throws what one of them throws. None begins before all are there:
+// work may wait for the others. That the system starts no more threads is told as too little memory.
 template <class Work>
 void in_parallel(int threads, Work&& work) {
     std::atomic_flag failed = ATOMIC_FLAG_INIT;
@@ -55,22 +67,24 @@ void in_parallel(int threads, Work&& work) {
             if (!failed.test_and_set()) failure = std::current_exception();
         }
     };
+    enum { WAIT, GO, GIVE_UP };
+    std::atomic<int> start{WAIT};
+    auto other = [&] {
+        spin_until([&] { return start.load(std::memory_order_acquire) != WAIT; });
+        if (start == GO) guarded();
+    };
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(guarded);
-    guarded();
-    for (auto& thread : others) thread.join();
-    if (failure) std::rethrow_exception(failure);
-}
-
-// Waits for another thread: for microseconds or a few milliseconds, so that a sleep would cost more.
-template <class Done>
-void spin_until(Done&& done) {
-    for (int spins = 0; !done(); ++spins) {
-        if (spins > 1000) std::this_thread::yield();
-#if defined(__x86_64__) || defined(__i386__)
-        else _mm_pause();
-#endif
+    others.reserve(size_t(std::max(threads, 1)));
+    try {
+        for (int i = 1; i < threads; ++i) others.emplace_back(other);
+        start.store(GO, std::memory_order_release);
+        guarded();
+    } catch (...) {  // of too many threads, or too little memory for one more
+        start.store(GIVE_UP, std::memory_order_release);
     }
+    for (auto& thread : others) thread.join();
+    if (start == GIVE_UP) throw std::bad_alloc();
+    if (failure) std::rethrow_exception(failure);
 }
 
 // Calls work(item) for 0 <= item < items, each once.
