@@ -31,7 +31,7 @@ def compiled(program: Path, *arguments: str | Path) -> Path:
 
 def said(program: Path) -> str:
     stop_at_once = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    run = subprocess.run([program], env=stop_at_once, capture_output=True, text=True, timeout=900, check=False)
+    run = subprocess.run([program], env=stop_at_once, capture_output=True, text=True, timeout=3600, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
