@@ -7,24 +7,33 @@ import platform
 
 from setuptools import Extension, setup
 
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+VECTORS = ["vdsr/native/inference.cpp", "vdsr/native/training.cpp"]
+MATRICES = ["vdsr/native/amx.cpp"]
 VARIANTS = (
-    {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"]}
-    if platform.machine().lower() in ("x86_64", "amd64")
-    else {"generic": []}
+    {
+        "avx512": (VECTORS, ["-march=x86-64-v4"]),
+        "avx2": (VECTORS, ["-march=x86-64-v3"]),
+        # The matrix instructions are written out, so that any compiler whose assembler knows them will do.
+        "amx": (MATRICES, ["-march=x86-64-v4", "-mavx512bf16"]),
+        "amx_emulated": (MATRICES, ["-march=x86-64-v3", "-DVDSR_EMULATE_AMX"]),  # for tests
+    }
+    if X86
+    else {"generic": (VECTORS, [])}
 )
 
 setup(
     ext_modules=[
         Extension(
             f"vdsr.native._{name}",
-            sources=["vdsr/native/inference.cpp", "vdsr/native/training.cpp"],
-            depends=["vdsr/native/network.h", "vdsr/native/winograd.h"],
+            sources=sources,
+            depends=["vdsr/native/amx.h", "vdsr/native/network.h", "vdsr/native/winograd.h"],
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread", *flags],
             extra_link_args=["-pthread"],
             language="c++",
             py_limited_api=True,
             optional=True,
         )
-        for name, flags in VARIANTS.items()
+        for name, (sources, flags) in VARIANTS.items()
     ]
 )

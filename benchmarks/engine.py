@@ -82,8 +82,9 @@ def all_ways(model: VDSR, shape: tuple[int, int]) -> dict[str, Way]:
     ways: dict[str, Way] = {"eager fp32": eager(model)}
     for name, precision, kind in (("torch tiled fp32", "fp32", "torch"), ("torch tiled bf16", "bf16", "torch")):
         ways[name] = by_engine(Upscaler(device="cpu", precision=precision, engine=kind).engine)
-    ours = Upscaler(device="cpu").engine
-    ways[f"vdsr: {ours.name}"] = by_engine(ours)
+    for precision in ("fp32", "auto"):  # one and the same without AMX
+        ours = Upscaler(device="cpu", precision=precision).engine
+        ways[f"vdsr: {ours.name}"] = by_engine(ours)
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
         ways["ONNX Runtime fp32"] = onnx_runtime(model)
     if importlib.util.find_spec("openvino"):

@@ -1,7 +1,8 @@
 """What does this machine compute on, and in which precision?
 
-`auto` takes CUDA where there is a card, else the CPU; bf16 on cards that compute it, where the sensitive layers stay
-higher (`vdsr.layers`), and fp32 elsewhere.
+`auto` takes CUDA where there is a card, else the CPU, and bf16 where it is faster, with the sensitive layers kept
+higher (`vdsr.layers`, `vdsr/native/amx.cpp`): on cards that compute it, on CPUs with AMX, and by torch on CPUs with
+AVX512-BF16, where our own code is not built; its fp32 is faster there.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if device.type != "cuda":
-        return torch.bfloat16 if precision == "bf16" else torch.float32
+        wanted = precision == "bf16" or (precision == "auto" and cpu_computes_bf16())
+        return torch.bfloat16 if wanted else torch.float32
     has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "bf16" and not has_bf16:
         raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp32 or auto")
@@ -107,8 +109,8 @@ def cpu_computes_bf16() -> bool:
 
 
 def cpu_has_amx() -> bool:
-    """Whether this processor has matrix units for bf16."""
-    return "amx_bf16" in _cpuinfo()
+    """Whether this processor has matrix units for bf16, and the vectors that our code for them takes along."""
+    return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(_cpuinfo().split())
 
 
 def _quota() -> float:

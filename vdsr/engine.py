@@ -68,16 +68,15 @@ def make_engine(model: VDSR, device: torch.device, precision: str, tile: int, ki
     if kind not in ENGINES:
         raise DeviceError(f"unknown engine {kind!r}; use one of {', '.join(ENGINES)}")
     dtype = choose_dtype(precision, device)
-    if kind != "torch" and device.type == "cpu" and dtype == torch.float32:
-        from vdsr.native import Network, library
-        from vdsr.native_engine import NativeEngine
+    if kind != "torch" and device.type == "cpu":
+        from vdsr.native_engine import native_engine
 
-        if (compiled := library()) is not None:
-            return NativeEngine(Network(compiled, model))
+        if (engine := native_engine(model, precision)) is not None:
+            return engine
     if kind == "native":
         raise DeviceError(
-            f"the native engine is not here for {device} in {precision}: it computes fp32 on CPUs, and is built when "
-            "the package is installed beside a C++ compiler; use auto"
+            f"the native engine is not here for {device} in {precision}: it computes on CPUs, bf16 only on those "
+            "with AMX, and is built when the package is installed beside a C++ compiler; use auto"
         )
     from vdsr.torch_engine import TorchEngine
 

@@ -8,18 +8,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdsr.engine import Plane, Stream
+from vdsr.native import Network, amx, library
 
 if TYPE_CHECKING:
-    from vdsr.native import Network
+    from vdsr.model import VDSR
+
+
+def native_engine(model: VDSR, precision: str) -> NativeEngine | None:
+    """The fastest of our compiled code that gives the precision; None where there is none.
+
+    With AMX that is bf16, unless fp32 is asked for or its trial fails.
+    """
+    exact = Network(vectors, model) if (vectors := library()) is not None else None
+    if precision != "fp32" and exact is not None and (matrices := amx.library()) is not None:
+        network = Network(matrices, model)
+        return NativeEngine(network if amx.can_be_trusted(network, exact) else exact)
+    return NativeEngine(exact) if precision != "bf16" and exact is not None else None
 
 
 class NativeEngine:
-    """A network of vdsr/native/inference.cpp."""
+    """A network of vdsr/native/inference.cpp or amx.cpp."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.name = f"native {network.library.variant} fp32"
-        self.exact = True
+        self.name = f"native {network.library.variant} {network.library.precision}"
+        self.exact = network.library.precision == "fp32"
         self.redone = 0
         # A pixel sees one pixel a layer, but the rounding of its tile sees the neighbouring tile.
         self.halo = network.tile * network.depth

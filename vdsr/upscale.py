@@ -54,7 +54,8 @@ class Upscaler:
         Args:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
-            precision: "auto" (bf16 on cards that have it), "fp32", or "bf16": the middle layers in bfloat16.
+            precision: "auto" (bf16 on cards that have it and on CPUs with AMX, where it costs no visible quality, else
+                fp32), "fp32", or "bf16": the middle layers in bfloat16.
             tile: pixels a side per pass where torch computes, 0 what suits the device; smaller needs less memory.
                 The result is the same.
             engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).

@@ -55,8 +55,8 @@ def test_shape_dtype_and_kind_are_kept(upscaler: Upscaler, shape: tuple, dtype: 
 def test_tiles_give_what_the_whole_image_gives(tile: int) -> None:
     y = bicubic(RNG.random((75, 81)), scale=2)
 
-    whole = Upscaler(device="cpu", engine="torch", tile=10_000).sharpen(y)
-    tiled = Upscaler(device="cpu", engine="torch", tile=tile).sharpen(y)
+    whole = Upscaler(device="cpu", engine="torch", precision="fp32", tile=10_000).sharpen(y)
+    tiled = Upscaler(device="cpu", engine="torch", precision="fp32", tile=tile).sharpen(y)
 
     assert np.abs(whole - tiled).max() < 1e-6  # oneDNN sums in another order for another tile width
 
@@ -70,7 +70,7 @@ def test_the_network_of_the_upscaler_is_the_model_itself(engine: str, size: tupl
     with torch.no_grad():
         expected = model.double()(torch.from_numpy(y).double()[None, None])[0, 0].numpy()
 
-    assert np.abs(Upscaler(device="cpu", engine=engine).sharpen(y) - expected).max() * 255 < 0.01
+    assert np.abs(Upscaler(device="cpu", engine=engine, precision="fp32").sharpen(y) - expected).max() * 255 < 0.01
 
 
 @pytest.mark.skipif(native.library() is None, reason="there is no compiled code")
@@ -107,10 +107,15 @@ def test_an_engine_that_is_not_here_is_refused_with_what_it_takes(monkeypatch: p
         Upscaler(device="cpu", engine="native")
 
 
-def test_without_compiled_code_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flags", "precision"), [("avx512_bf16", "bf16"), ("avx512f", "fp32")])
+def test_without_compiled_code_torch_computes_in_bf16_where_the_processor_does(
+    flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vdsr.native.libraries", list)
+    monkeypatch.setattr("vdsr.device._cpuinfo", lambda: f"flags : {flags}")
 
-    assert Upscaler(device="cpu").engine.name == "torch cpu fp32"
+    assert Upscaler(device="cpu").engine.name == f"torch cpu {precision}"
+    assert Upscaler(device="cpu", precision="fp32").engine.name == "torch cpu fp32"
 
 
 def test_without_a_residual_it_is_bicubic_of_every_channel(zero_residual: Upscaler) -> None:

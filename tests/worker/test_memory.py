@@ -173,7 +173,7 @@ import numpy as np
 from helpers import pipeline, run_line
 line = pipeline(Path(sys.argv[1]), budget="1G", score=False)
 class Free:
-    halo, name, exact = 80, "none", True
+    halo, name, exact, redone = 80, "none", True, 0
     def stream(self, height, width, on_tile):
         class Stream:
             push = staticmethod(np.zeros_like)

@@ -1,7 +1,8 @@
 """Which compiled code does this processor run, and how is it called?
 
-`setup.py` builds the C++ beside this file into one library a kind of processor. A library that is missing, as where
-there was no compiler, costs speed and nothing else: torch computes the same.
+`setup.py` builds the C++ beside this file into one library a kind of processor: the fp32 code for each width of vector
+registers, and the bf16 code for matrix units (`vdsr.native.amx`), with an emulation of it for the tests. A library that
+is missing, as where there was no compiler, costs speed and nothing else: torch computes the same.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ _NO_MEMORY = 1
 
 
 class Library:
-    """One built library; its functions do not hold the interpreter's lock while they run."""
+    """One built library; its functions do not hold the interpreter's lock while they run. Only those for fp32 train."""
 
-    def __init__(self, variant: str, path: Path) -> None:
-        self.variant = variant
+    def __init__(self, variant: str, path: Path, *, precision: str = "fp32") -> None:
+        self.variant, self.precision = variant, precision
         self.functions = ctypes.CDLL(str(path))
-        self.functions.vdsr_activations.restype = ctypes.c_size_t
         self.functions.vdsr_network.restype = self.functions.vdsr_stream.restype = ctypes.c_void_p
 
     def activations(self, depth: int, height: int, width: int) -> int:
         """How many floats `forward` keeps of a picture for `backward`."""
-        return int(self.functions.vdsr_activations(depth, height, width))
+        function = self.functions.vdsr_activations
+        function.restype = ctypes.c_size_t
+        return int(function(depth, height, width))
 
     def forward(self, weights: Tensor, depth: int, y: Tensor, activations: Tensor, *, threads: int) -> Tensor:
         """The network's residual, with what `backward` needs.
@@ -78,7 +80,7 @@ class Library:
 
 
 class Network:
-    """A network's weights, prepared for inference; `tile` is the side of what it computes at once."""
+    """A network's weights, prepared for inference; `tile` is the side of what is rounded together."""
 
     def __init__(self, library: Library, model: VDSR) -> None:
         weights = torch.cat([kernel.detach().float().cpu().contiguous().flatten() for kernel in model.kernels])
@@ -138,12 +140,17 @@ def _address(address: int | None, what: str) -> ctypes.c_void_p:
 
 @lru_cache(maxsize=1)
 def libraries() -> list[Library]:
-    """Those that were built and that this processor can run, best first."""
+    """Those that were built for fp32 and that this processor can run, best first."""
     variants = _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
-    folder = Path(__file__).parent
-    return [Library(variant, path) for variant in variants for path in folder.glob(f"_{variant}.*.so")]
+    return [found for variant in variants if (found := built(variant)) is not None]
 
 
 def library() -> Library | None:
     """The best one; None where none was built."""
     return next(iter(libraries()), None)
+
+
+def built(variant: str, *, precision: str = "fp32") -> Library | None:
+    """A library by its name, loaded; None where it was not built. Whether the processor can run it is not asked."""
+    paths = Path(__file__).parent.glob(f"_{variant}.*.so")
+    return next((Library(variant, path, precision=precision) for path in paths), None)

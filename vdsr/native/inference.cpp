@@ -18,13 +18,6 @@
 // A tile's result depends on its own 6 x 6 pixels alone and tiles start at multiples of 4, so that the result is the
 // same to the bit for any number of threads. So it is for a strip of the image that starts at a multiple of 4 and is
 // read with one more tile a layer to each side: one more pixel a layer would do for the sum, but not for its rounding.
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
-#include <condition_variable>
-#include <mutex>
-
 #include "network.h"
 
 namespace vdsr {
@@ -33,8 +26,7 @@ namespace {
 constexpr int RING = 4 * OUT;  // rows
 constexpr int LAG = 2;         // waves from a layer to the next
 
-// Lets threads through when all have come. Who waits spins first, because a wave takes milliseconds and its threads
-// end it within a part of one, and then sleeps, because the others may have lost their processors to somebody else.
+// Lets threads through when all have come.
 class Barrier {
 public:
     explicit Barrier(int threads) : threads_(threads) {}
@@ -45,30 +37,15 @@ public:
         if (come_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
             last();
             come_.store(0, std::memory_order_relaxed);
-            {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                phase_.store(phase + 1, std::memory_order_release);
-            }
-            changed_.notify_all();
+            phase_.store(phase + 1, std::memory_order_release);
             return;
         }
-        const auto passed = [&] { return phase_.load(std::memory_order_acquire) != phase; };
-        for (int spins = 0; spins < SPINS; ++spins) {
-            if (passed()) return;
-#if defined(__x86_64__) || defined(__i386__)
-            _mm_pause();
-#endif
-        }
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, passed);
+        spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
     }
 
 private:
-    static constexpr int SPINS = 4000;  // about 0.1 ms
     const int threads_;
     std::atomic<int> come_{0}, phase_{0};
-    std::mutex mutex_;
-    std::condition_variable changed_;
 };
 
 class Stream {
@@ -94,13 +71,14 @@ public:
         };
         bool more = advance();
         if (!more) return 0;
-        std::atomic<int> next{0};
+        std::atomic<int> next{0}, thread{0};
         const int pieces = (across_ + TILES - 1) / TILES, items = weights_.depth * pieces;
         threads = std::min(threads, items);
+        std::vector<Floats> batches;  // before the threads start: if one failed, the others would wait for it for ever
+        for (int i = 0; i < threads; ++i) batches.push_back(floats(sizeof(Batch) / sizeof(float)));
         Barrier barrier(threads);
         in_parallel(threads, [&] {
-            const Floats memory = floats(sizeof(Batch) / sizeof(float));
-            Batch& batch = *reinterpret_cast<Batch*>(memory.get());
+            Batch& batch = *reinterpret_cast<Batch*>(batches[thread++].get());
             while (more) {
                 for (int item; (item = next++) < items;) {
                     const int layer = item / pieces, band = wave_ - LAG * layer;

@@ -5,12 +5,17 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 #include <new>
 #include <thread>
 #include <vector>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
 
 #include "winograd.h"
 
@@ -25,7 +30,11 @@ using Floats = std::unique_ptr<float[], Free>;
 
 // Uninitialised, on huge pages where there are any.
 inline Floats floats(size_t count) {
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr size_t PAGE = 64;  // it sees only what lies beyond all of the memory
+#else
     constexpr size_t PAGE = size_t(2) << 20;
+#endif
     const size_t bytes = (count * sizeof(float) + PAGE - 1) / PAGE * PAGE;
     void* p = std::aligned_alloc(PAGE, bytes);
     if (!p) throw std::bad_alloc();
@@ -35,7 +44,22 @@ inline Floats floats(size_t count) {
     return Floats(static_cast<float*>(p));
 }
 
-// Runs work() in so many threads, this one included; throws what one of them throws.
+// Waits for another thread. That is microseconds or a few milliseconds, for which a sleep would cost more; but if the
+// other has lost its processor to somebody else, who waits must not keep one busy.
+template <class Done>
+void spin_until(Done&& done) {
+    constexpr int SPINS = 4000, YIELDS = 100;  // about 0.1 ms
+    for (int waits = 0; !done(); ++waits) {
+        if (waits > SPINS + YIELDS) std::this_thread::sleep_for(std::chrono::microseconds(50));
+        else if (waits > SPINS) std::this_thread::yield();
+#if defined(__x86_64__) || defined(__i386__)
+        else _mm_pause();
+#endif
+    }
+}
+
+// Runs work() in so many threads, this one included; throws what one of them throws. None begins before all are there:
+// work may wait for the others. That the system starts no more threads is told as too little memory.
 template <class Work>
 void in_parallel(int threads, Work&& work) {
     std::atomic_flag failed = ATOMIC_FLAG_INIT;
@@ -47,10 +71,23 @@ void in_parallel(int threads, Work&& work) {
             if (!failed.test_and_set()) failure = std::current_exception();
         }
     };
+    enum { WAIT, GO, GIVE_UP };
+    std::atomic<int> start{WAIT};
+    auto other = [&] {
+        spin_until([&] { return start.load(std::memory_order_acquire) != WAIT; });
+        if (start == GO) guarded();
+    };
     std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(guarded);
-    guarded();
+    others.reserve(size_t(std::max(threads, 1)));
+    try {
+        for (int i = 1; i < threads; ++i) others.emplace_back(other);
+        start.store(GO, std::memory_order_release);
+        guarded();
+    } catch (...) {  // of too many threads, or too little memory for one more
+        start.store(GIVE_UP, std::memory_order_release);
+    }
     for (auto& thread : others) thread.join();
+    if (start == GIVE_UP) throw std::bad_alloc();
     if (failure) std::rethrow_exception(failure);
 }
 
