@@ -223,6 +223,7 @@ class Upscaler:
                     yield given, slice(strip.start, strip.stop), (held[: len(residual)] + residual)[:, strip.kept]
                 held = held[len(residual) :]
                 given += len(residual)
+            del stream  # its memory, before the next one's
 
     def _stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
         """Once through the network, or the mean over the eight orientations."""
