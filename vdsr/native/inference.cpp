@@ -18,6 +18,8 @@
 // A tile's result depends on its own 6 x 6 pixels alone and tiles start at multiples of 4, so that the result is the
 // same to the bit for any number of threads. So it is for a strip of the image that starts at a multiple of 4 and is
 // read with one more tile a layer to each side: one more pixel a layer would do for the sum, but not for its rounding.
+#include <mutex>
+
 #include "network.h"
 
 namespace vdsr {
@@ -48,15 +50,47 @@ private:
     std::atomic<int> come_{0}, phase_{0};
 };
 
+// Keeps the memory of one image for the next: the system's takes as long to come as a thumbnail does to compute.
+class Spare {
+public:
+    Floats take(size_t count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (count_ < count) return floats(count);
+        count_ = 0;
+        return std::move(memory_);
+    }
+    void give(Floats memory, size_t count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (count > count_) memory_ = std::move(memory), count_ = count;
+    }
+
+private:
+    std::mutex mutex_;
+    Floats memory_;
+    size_t count_ = 0;
+};
+
+struct Network {
+    Weights weights;
+    Spare spare;
+};
+
 class Stream {
 public:
-    Stream(const Weights& weights, int height, int width)
-        : weights_(weights), height_(height), width_(width), across_((width + OUT - 1) / OUT),
-          bands_((height + OUT - 1) / OUT), row_(size_t(across_) * OUT + 2), plane_(RING * row_), zero_plane_(row_),
-          zeros_(row_ * CHANNELS), rings_(floats(layers() * ring())) {
-        // only the sides have to be zeros, but untouched memory could hold NaNs that a product with 0 would keep
-        std::memset(rings_.get(), 0, layers() * ring() * sizeof(float));
+    Stream(Network& network, int height, int width)
+        : weights_(network.weights), spare_(network.spare), height_(height), width_(width),
+          across_((width + OUT - 1) / OUT), bands_((height + OUT - 1) / OUT), row_(size_t(across_) * OUT + 2),
+          plane_(RING * row_), zero_plane_(row_), zeros_(row_ * CHANNELS), rings_(spare_.take(layers() * ring())) {
+        const size_t right = size_t(width) + 1;
+        for (size_t i = 0; i < layers() * RING; ++i) {  // all else is written before it is read
+            float* const row = rings_.get() + i * row_ * CHANNELS;
+            std::fill_n(row, CHANNELS, 0.0f);
+            std::fill_n(row + right * CHANNELS, (row_ - right) * CHANNELS, 0.0f);
+        }
     }
+    ~Stream() { spare_.give(std::move(rings_), layers() * ring()); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
 
     // Takes the next rows (count, width); writes the residual's next rows to out, and returns how many.
     int push(const float* rows, int count, float* out, int threads) {
@@ -74,11 +108,11 @@ public:
         std::atomic<int> next{0}, thread{0};
         const int pieces = (across_ + TILES - 1) / TILES, items = weights_.depth * pieces;
         threads = std::min(threads, items);
-        std::vector<Floats> batches;  // before the threads start: if one failed, the others would wait for it for ever
-        for (int i = 0; i < threads; ++i) batches.push_back(floats(sizeof(Batch) / sizeof(float)));
+        // before the threads start: if one failed, the others would wait for it for ever
+        const std::unique_ptr<Batch[]> batches(new Batch[threads]);
         Barrier barrier(threads);
         in_parallel(threads, [&] {
-            Batch& batch = *reinterpret_cast<Batch*>(batches[thread++].get());
+            Batch& batch = batches[thread++];
             while (more) {
                 for (int item; (item = next++) < items;) {
                     const int layer = item / pieces, band = wave_ - LAG * layer;
@@ -98,6 +132,7 @@ public:
 
 private:
     const Weights& weights_;
+    Spare& spare_;
     const int height_, width_, across_, bands_;
     const size_t row_;                       // pixels
     std::vector<float> plane_, zero_plane_;  // the input's ring; a row of it outside the picture
@@ -173,16 +208,16 @@ using namespace vdsr;
 extern "C" {
 
 // weights: all kernels (out, in, 3, 3) one behind the other. Null where memory did not suffice.
-Weights* vdsr_network(const float* weights, int depth, int threads) try {
-    return new Weights(weights, depth, false, threads);
+Network* vdsr_network(const float* weights, int depth, int threads) try {
+    return new Network{{weights, depth, false, threads}, {}};
 } catch (const std::bad_alloc&) {
     return nullptr;
 }
 
-void vdsr_network_free(Weights* network) { delete network; }
+void vdsr_network_free(Network* network) { delete network; }
 
 // A stream of an image; the network must outlive it. Null where memory did not suffice.
-Stream* vdsr_stream(const Weights* network, int height, int width) try {
+Stream* vdsr_stream(Network* network, int height, int width) try {
     return new Stream(*network, height, width);
 } catch (const std::bad_alloc&) {
     return nullptr;
