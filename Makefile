@@ -43,7 +43,9 @@ format: $(READY) ## Put the code into shape
 	$(BIN)/ruff format .
 
 train: $(READY) ## Train the weights that ship (hours on a CPU; DATA=folder of image sets), as the model card says
-	$(BIN)/vdsr train --local --data $(DATA)/train --run runs/best --version local
+	$(BIN)/vdsr train --local --data $(DATA)/train --run runs/best --set 'scales=[2, 3, 4]' --version 2026.11-muon
+	$(BIN)/vdsr train --local --data $(DATA)/train --run runs/best-1.5 --start runs/best/vdsr.safetensors \
+		--set steps=2500 --set decay_steps=2400 --set learning_rate=0.0015 --set loss=l2 --set seed=3 --version 2026.11
 
 bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two cores), into docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

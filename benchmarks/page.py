@@ -52,6 +52,7 @@ def engine(rows: list[dict[str, Any]]) -> str:
     bars = axes.barh([row["way"] for row in rows], [row["ratio"] for row in rows], color=colours)
     axes.bar_label(bars, [f"{row['ratio']:.1f} x" for row in rows], padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.1)  # room for the labels
     axes.set_xlabel("times the speed of the eager way")
     save(figure, axes, "engine")
     return markdown(
