@@ -77,10 +77,11 @@ struct Network {
 
 class Stream {
 public:
-    Stream(Network& network, int height, int width)
-        : weights_(network.weights), spare_(network.spare), height_(height), width_(width),
+    Stream(std::shared_ptr<Network> network, int height, int width)
+        : network_(std::move(network)), weights_(network_->weights), height_(height), width_(width),
           across_((width + OUT - 1) / OUT), bands_((height + OUT - 1) / OUT), row_(size_t(across_) * OUT + 2),
-          plane_(RING * row_), zero_plane_(row_), zeros_(row_ * CHANNELS), rings_(spare_.take(layers() * ring())) {
+          plane_(RING * row_), zero_plane_(row_), zeros_(row_ * CHANNELS),
+          rings_(network_->spare.take(layers() * ring())) {
         const size_t right = size_t(width) + 1;
         for (size_t i = 0; i < layers() * RING; ++i) {  // all else is written before it is read
             float* const row = rings_.get() + i * row_ * CHANNELS;
@@ -88,7 +89,7 @@ public:
             std::fill_n(row + right * CHANNELS, (row_ - right) * CHANNELS, 0.0f);
         }
     }
-    ~Stream() { spare_.give(std::move(rings_), layers() * ring()); }
+    ~Stream() { network_->spare.give(std::move(rings_), layers() * ring()); }
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
 
@@ -131,8 +132,8 @@ public:
     }
 
 private:
+    const std::shared_ptr<Network> network_;
     const Weights& weights_;
-    Spare& spare_;
     const int height_, width_, across_, bands_;
     const size_t row_;                       // pixels
     std::vector<float> plane_, zero_plane_;  // the input's ring; a row of it outside the picture
@@ -208,16 +209,17 @@ using namespace vdsr;
 extern "C" {
 
 // weights: all kernels (out, in, 3, 3) one behind the other. Null where memory did not suffice.
-Network* vdsr_network(const float* weights, int depth, int threads) try {
-    return new Network{{weights, depth, false, threads}, {}};
+std::shared_ptr<Network>* vdsr_network(const float* weights, int depth, int threads) try {
+    return new std::shared_ptr<Network>(new Network{{weights, depth, false, threads}, {}});
 } catch (const std::bad_alloc&) {
     return nullptr;
 }
 
-void vdsr_network_free(Network* network) { delete network; }
+void vdsr_network_free(std::shared_ptr<Network>* network) { delete network; }
 
-// A stream of an image; the network must outlive it. Null where memory did not suffice.
-Stream* vdsr_stream(Network* network, int height, int width) try {
+// A stream of an image. It may outlive what vdsr_network gave: Python's garbage collector frees in any order. Null
+// where memory did not suffice.
+Stream* vdsr_stream(const std::shared_ptr<Network>* network, int height, int width) try {
     return new Stream(*network, height, width);
 } catch (const std::bad_alloc&) {
     return nullptr;
