@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 from vdsr import Upscaler
 from vdsr.data import image_paths
 from vdsr.device import describe
-from vdsr.evaluate import Score, mean_comparison, score_degraded
+from vdsr.evaluate import Comparison, Score, mean_comparison, score_degraded
 from vdsr.pillow import to_array
 
 ROOT = Path(__file__).parents[1]
@@ -38,31 +39,35 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="with Set5, Set14 and BSD100")
-    folder = parser.parse_args().folder
-    if folder:
-        RESULTS.write_text(json.dumps(measured(folder), indent=1) + "\n")
+    parser.add_argument("--ensemble", nargs="*", default=SETS, help="the sets to measure the self-ensemble on too")
+    parser.add_argument("--weights", type=Path, help="others than those that ship")
+    args = parser.parse_args()
+    if args.folder:
+        RESULTS.write_text(json.dumps(measured(args.folder, args.ensemble, args.weights), indent=1) + "\n")
     rows = json.loads(RESULTS.read_text())["rows"]
     put(ROOT / "README.md", "figures", table(rows, WHOLE, ("bicubic", "paper", "vdsr")))
     put(ROOT / "docs/model-card.md", "figures", table(rows, WHOLE, ("bicubic", "paper", "vdsr", "ensemble")))
     put(ROOT / "docs/model-card.md", "fractions", table(rows, FRACTIONS, ("bicubic", "vdsr", "ensemble")))
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def measured(folder: Path, ensemble: Collection[str], weights: Path | None) -> dict[str, Any]:
     """All figures; each as soon as it is there on the terminal too."""
-    upscaler = Upscaler(precision="fp32")
+    upscaler = Upscaler(weights, precision="fp32")
     rows = []
     for name in SETS:
         images = [to_array(Image.open(path)) for path in image_paths(folder / name)]
         for scale in (*WHOLE, *FRACTIONS):
-            plain, ensemble = (compared(upscaler, images, scale, ensemble) for ensemble in (False, True))
-            found = {"bicubic": plain.bicubic, "vdsr": plain.vdsr, "ensemble": ensemble.vdsr}
+            plain = compared(upscaler, images, scale, ensemble=False)
+            found = {"bicubic": plain.bicubic, "vdsr": plain.vdsr}
+            if name in ensemble:
+                found["ensemble"] = compared(upscaler, images, scale, ensemble=True).vdsr
             rows.append({"set": name, "scale": scale, **{way: figures(score) for way, score in found.items()}})
             print(rows[-1], flush=True)
     machine = describe(upscaler.device)
     return {"machine": machine, "model": upscaler.identity.sha256, "engine": upscaler.engine.name, "rows": rows}
 
 
-def compared(upscaler: Upscaler, images: list[np.ndarray], scale: float, ensemble: bool) -> Any:
+def compared(upscaler: Upscaler, images: list[np.ndarray], scale: float, *, ensemble: bool) -> Comparison:
     """The set's means."""
     upscaler.self_ensemble = ensemble
     return mean_comparison([score_degraded(upscaler, pixels, scale) for pixels in images])
@@ -83,9 +88,14 @@ def table(rows: list[dict[str, Any]], scales: tuple[float, ...], ways: tuple[str
             if way == "paper":
                 cells = [f"{psnr:.2f} / {ssim:.4f}" for psnr, ssim in PAPER[name]]
             else:
-                cells = [f"{found[s][way]['psnr_y']:.2f} / {found[s][way]['ssim']:.4f}" for s in scales]
+                cells = [cell(found[scale].get(way)) for scale in scales]
             lines.append([name, names[way], *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(score: dict[str, float] | None) -> str:
+    """A dash for what was not measured."""
+    return f"{score['psnr_y']:.2f} / {score['ssim']:.4f}" if score else "-"
 
 
 def put(path: Path, name: str, text: str) -> None:
