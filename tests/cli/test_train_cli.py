@@ -14,7 +14,7 @@ from helpers import VDSR, make_photos, make_weights, vdsr, wait_until
 from vdsr import checkpoint
 
 SMALL = ["--validation", "1"]
-for change in ("steps=8", "decay_steps=2", "batch=2", "patch=24", "warmup=1"):
+for change in ("steps=8", "decay_steps=2", "batch=2", "patch=24", "warmup=1", "scales=[2, 3, 4]"):
     SMALL += ["--set", change]
 
 

@@ -97,7 +97,7 @@ def row(step: int, psnr: dict[str, list[float]] | None = None, **changes: Any) -
     return {"step": step, "loss": 9.0 - step / 100, "learning_rate": 0.001, "seconds": 4830.0, **validation, **changes}
 
 
-RECIPE = replace(read_recipe("best"), steps=400, warmup=10)
+RECIPE = replace(read_recipe("best"), steps=400, warmup=10, scales=(2, 3, 4))
 RECORD: dict[str, Any] = {
     "recipe": RECIPE.to_dict(),
     "version": "spring",

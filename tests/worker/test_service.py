@@ -41,7 +41,8 @@ def test_the_record_at_the_destination_tells_everything(service: Service, photos
     assert len({row["key"] for row in rows}) == len(rows) == 30
     assert {row["outcome"] for row in rows} == {"done"}
     assert {row["model"] for row in rows} == {summary["model"]["sha256"]}
-    assert set(rows[0]["seconds"]) == {"fetch", "decode", "upscale", "score", "encode", "write"}
+    stages = {"fetch", "wait", "decode", "upscale", "network", "score", "encode", "write"}
+    assert set(rows[0]["seconds"]) == stages
     assert sum(row["psnr"]["vdsr"] for row in rows) / 30 == pytest.approx(summary["psnr"]["vdsr"], abs=1e-3)
 
 

@@ -27,6 +27,7 @@ from worker.training.work import Watch, do_run
 pytestmark = [pytest.mark.redis, pytest.mark.s3]
 
 TINY = {"steps": "30", "decay_steps": "5", "warmup": "2", "batch": "2", "patch": "24", "validate_every": "10"}
+TINY |= {"scales": "[2, 3, 4]"}
 
 
 @pytest.fixture
