@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from vdsr.device import ENGINES, DeviceError, choose_dtype
+from vdsr.errors import CheckpointError
 from vdsr.tiling import spans
 
 if TYPE_CHECKING:
@@ -94,6 +95,26 @@ def residuals(engine: Engine, planes: NDArray[np.float32], on_tile: Callable[[],
     if isinstance(engine, Batching):
         return engine.residuals(planes, on_tile)
     return np.stack([whole(engine, plane, on_tile) for plane in planes])
+
+
+def is_finite(plane: Plane) -> bool:
+    """Whether all values are numbers."""
+    # One pass without a temporary: infinities and NaN survive a sum. Huge finite numbers may overflow it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(plane.sum())) or bool(np.isfinite(plane).all())
+
+
+def blame(*, sound: bool) -> Exception:
+    """Why a residual is not finite even in fp32.
+
+    Args:
+        sound: whether the luminance was.
+    """
+    if not sound:
+        return ValueError("the luminance has values that are not finite")
+    return CheckpointError(
+        "the network gives infinite or undefined residuals even in fp32: its weights are broken; use another checkpoint"
+    )
 
 
 class Bands:

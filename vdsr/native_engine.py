@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vdsr.engine import Plane, Stream
-from vdsr.native import Network, amx, library
+from vdsr.engine import Plane, Stream, blame, is_finite
+from vdsr.native import CHANNELS, Network, amx, library
 
 if TYPE_CHECKING:
     from vdsr.model import VDSR
@@ -19,6 +19,8 @@ def native_engine(model: VDSR, precision: str) -> NativeEngine | None:
 
     With AMX that is bf16, unless fp32 is asked for or its trial fails.
     """
+    if model.config.channels != CHANNELS:
+        return None
     exact = Network(vectors, model) if (vectors := library()) is not None else None
     if precision != "fp32" and exact is not None and (matrices := amx.library()) is not None:
         network = Network(matrices, model)
@@ -43,13 +45,14 @@ class NativeEngine:
 
 
 class _Checked:
-    """A stream that calls `on_tile` often enough: a push of many rows is cut up."""
+    """A stream that calls `on_tile` often enough: a push of many rows is cut up; and gives finite numbers only."""
 
     PIXELS = 1 << 17
     """At a time: a fraction of a second on the slowest machine."""
 
     def __init__(self, stream: Stream, on_tile: Callable[[], None]) -> None:
         self.stream, self.on_tile = stream, on_tile
+        self._sound = True
 
     def push(self, rows: Plane) -> Plane:
         """As `Stream`."""
@@ -57,5 +60,9 @@ class _Checked:
         parts = []
         for start in range(0, len(rows), step):
             self.on_tile()
-            parts.append(self.stream.push(rows[start : start + step]))
+            part = rows[start : start + step]
+            self._sound = self._sound and is_finite(part)
+            parts.append(self.stream.push(part))
+            if not is_finite(parts[-1]):
+                raise blame(sound=self._sound)
         return np.concatenate(parts)

@@ -96,7 +96,7 @@ def _cubic(x: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # some 300 bytes a pixel of a side
 def _axis(in_len: int, out_len: int, scale: float) -> Banded:
     if in_len < 1 or out_len < 1:
         raise ValueError(f"cannot resize {in_len} samples to {out_len}; both must be at least 1")

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from vdsr.device import OutOfMemory
-from vdsr.engine import Plane, Stream
-from vdsr.errors import CheckpointError
+from vdsr.engine import Plane, Stream, blame, is_finite
 from vdsr.layers import Layers, inference, layer_dtypes
 from vdsr.schedule import Budget, Part, Tile
 
@@ -130,14 +129,14 @@ class TorchEngine:
         stack, exact, result = self._under_way.popleft()
         broken = []
         for tile, residual in zip(stack, result(), strict=True):
-            if _is_finite(residual):
+            if is_finite(residual):
                 tile.deliver(residual)
             else:
                 broken.append(tile)
         if not broken:
             return
         if exact or self.exact:
-            raise _blame(broken[0])
+            raise blame(sound=is_finite(broken[0].source))
         self.redone += len(broken)
         self.compute(broken, lambda: None, exact=True)
 
@@ -219,18 +218,3 @@ def _is_out_of_memory(exc: BaseException) -> bool:
         return True
     # Where it happens while a graph is captured, the end of the capture fails in its turn.
     return exc.__context__ is not None and _is_out_of_memory(exc.__context__)
-
-
-def _is_finite(residual: Plane) -> bool:
-    # One pass without a temporary: infinities and NaN survive a sum. Huge finite numbers may overflow it.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(residual.sum())) or bool(np.isfinite(residual).all())
-
-
-def _blame(tile: Tile) -> Exception:
-    """Why a tile is not finite even in fp32."""
-    if not np.isfinite(tile.source).all():
-        return ValueError("the luminance has values that are not finite")
-    return CheckpointError(
-        "the network gives infinite or undefined residuals even in fp32: its weights are broken; use another checkpoint"
-    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -252,8 +251,8 @@ class _Interpolated:
         self._samples, self._plan = samples, plan
         self._gray = samples.shape[2] == 1
         self._peak = np.float32(np.iinfo(samples.dtype).max)
-        # One: for chroma, the same rows as for luminance if the image is one band
-        self._source = lru_cache(maxsize=1)(self._converted)
+        self._rows = (0, 0)
+        self._planes: tuple[NDArray[np.float32], int] = (np.empty((0, 0, 0), np.float32), 0)
 
     def luminance(self, start: int, stop: int) -> NDArray[np.floating]:
         """Rows start..stop of the new size."""
@@ -271,11 +270,14 @@ class _Interpolated:
         code_values = np.clip(np.round(result * self._peak), 0, self._peak)
         out[start : start + len(y), columns] = code_values.transpose(1, 2, 0).astype(out.dtype)
 
-    def _converted(self, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
+    def _source(self, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
         """(C, h, W), the rows that rows start..stop are made of, and the first of them."""
-        first, last = self._plan.source_rows(start, stop)
-        planes = self._samples[first:last].transpose(2, 0, 1).astype(np.float32) / self._peak
-        return gray_to_y(planes) if self._gray else rgb_to_ycbcr(planes), first
+        if self._rows != (start, stop):  # for chroma, the same as for luminance if the image is one band
+            first, last = self._plan.source_rows(start, stop)
+            planes = self._samples[first:last].transpose(2, 0, 1).astype(np.float32) / self._peak
+            self._planes = gray_to_y(planes) if self._gray else rgb_to_ycbcr(planes), first
+            self._rows = (start, stop)
+        return self._planes
 
 
 def _turned(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
@@ -302,6 +304,9 @@ def _check(pixels: NDArray[Any], scale: float) -> None:
 
 def _bled(samples: NDArray[Any]) -> NDArray[Any]:
     """(H, W, C + 1) samples with colour under the transparent pixels."""
+    hidden = samples[..., -1] == 0
+    if not hidden.any() or hidden.all():
+        return samples
     peak = np.iinfo(samples.dtype).max
     scaled = samples.astype(np.float32).transpose(2, 0, 1) / np.float32(peak)
     color = bleed(scaled[:-1], scaled[-1])

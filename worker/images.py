@@ -62,6 +62,8 @@ __all__ = ["Extras", "Header", "Picture", "check_output", "decode", "encode", "o
 
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 """Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500."""
+LONGEST_SIDE = 200_000
+"""Pixels after scaling, in any format: time and memory of bicubic grow with a side, however few pixels there are."""
 MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
 """What 32-bit offsets reach."""
 
@@ -145,6 +147,8 @@ class Header:
     height: int
     pixel_bytes: int
     """The most that a pixel of `Picture.pixels` can take."""
+    alpha: bool = False
+    """Whether there may be some."""
 
 
 def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] | None = None) -> Picture:
@@ -162,8 +166,9 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     image = _open(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
     if on_header:
-        alpha = image.mode in ("1", "L", "RGB") and image.has_transparency_data
-        on_header(Header(image_format, *image.size, PIXEL_BYTES.get(image.mode, 4) + alpha))
+        added = image.mode in ("1", "L", "RGB") and image.has_transparency_data
+        pixel_bytes = PIXEL_BYTES.get(image.mode, 4) + added
+        on_header(Header(image_format, *image.size, pixel_bytes, added or image.has_transparency_data))
     with _reading(data, image_format):
         image.load()
     pixels = _pixels(image, data, image_format)
@@ -207,6 +212,10 @@ def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str,
     limit = MAX_SIDE.get(image_format)
     if limit is not None and max(size) > limit:
         raise FormatLimit(image_format, limit, width, height)
+    if max(size) > LONGEST_SIDE:
+        raise ImageUnsupported(
+            f"{width:,} x {height:,} would have a side over {LONGEST_SIDE:,} pixels; cut the picture into pieces"
+        )
     if height * width > max_pixels:
         raise ImageTooLarge(width, height, max_pixels, "VDSR_MAX_OUTPUT_PIXELS")
     size_bytes = height * width * math.prod(pixels.shape[2:]) * pixels.dtype.itemsize

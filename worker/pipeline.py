@@ -39,7 +39,7 @@ thumbnails. After a death of the worker all that were begun are suspects, which 
 LOADERS, STORERS = 4, 4
 """Threads."""
 TOGETHER_SAMPLES = 1 << 18
-"""Images of at most so many samples go through the network together where they have one shape."""
+"""Images that become at most so large, in samples, go through the network together where they have one shape."""
 SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
@@ -125,7 +125,7 @@ class Pipeline:
                         number, image = waiting.popleft()
                         on_start(number)
                         loading.append((number, image, loaders.submit(self.load, image, admission.draw())))
-                    together = _alike(loading)
+                    together = _alike(loading, self.job.options.scale)
                     if len(together) > 1:
                         with _blamed(together[0][0]):  # suspects are tried alone, and so it is cleared
                             self._upscale_together([load.result() for _, _, load in together], on_tile)
@@ -183,7 +183,7 @@ class Pipeline:
         notes = work.picture.notes
         if again := self.upscaler.redone - redone:
             notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
-        work.picture = replace(work.picture, pixels=work.pixels[:0], notes=notes)
+        work.picture = replace(work.picture, pixels=work.pixels[:0].copy(), notes=notes)
 
     def store(self, work: Work) -> Outcome:
         """Encode and write; the finished outcome."""
@@ -253,8 +253,11 @@ class Pipeline:
             if work and work.turn:
                 work.turn.leave()
             if isinstance(exc, ITS_OWN_FAULT):
+                exc.__traceback__ = None  # its frames hold the picture
                 return _settled(failure(image, exc.code, str(exc)))
             raise
+        finally:
+            del load  # which holds the exception that holds this frame
         return storers.submit(self.store, work)
 
     def _score(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
@@ -297,21 +300,21 @@ def failure(image: Image, code: str, message: str) -> Outcome:
     return Outcome(image.key, image.output, "failed", image.size_bytes, code=code, message=message)
 
 
-def _alike(loading: deque[tuple[int, Image, Future[Work]]]) -> list[tuple[int, Image, Future[Work]]]:
+def _alike(loading: deque[tuple[int, Image, Future[Work]]], scale: float) -> list[tuple[int, Image, Future[Work]]]:
     """Takes the next image, and with a small one those after it that are loaded already and have its very shape."""
     taken = [loading.popleft()]
-    wanted = _small(taken[0][2])
-    while wanted and loading and loading[0][2].done() and _small(loading[0][2]) == wanted:
+    wanted = _small(taken[0][2], scale)
+    while wanted and loading and loading[0][2].done() and _small(loading[0][2], scale) == wanted:
         taken.append(loading.popleft())
     return taken
 
 
-def _small(load: Future[Work]) -> tuple[Any, ...] | None:
+def _small(load: Future[Work], scale: float) -> tuple[Any, ...] | None:
     """Shape and dtype of a small image; waits until it is loaded."""
     if load.exception() is not None:
         return None
     picture = load.result().picture
-    if picture is None or picture.pixels.size > TOGETHER_SAMPLES:
+    if picture is None or picture.pixels.size * scale**2 > TOGETHER_SAMPLES:
         return None
     return picture.pixels.shape, picture.pixels.dtype
 
@@ -331,7 +334,10 @@ def _outcome(number: int, image: Image, store: Future[Outcome]) -> tuple[int, Ou
         try:
             return number, store.result()
         except ITS_OWN_FAULT as exc:
+            exc.__traceback__ = None  # its frames hold the file
             return number, failure(image, exc.code, str(exc))
+        finally:
+            del store
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Renewal:
     def check(self) -> None:
         """Raise what the thread has learnt: JobStopped or LeaseLost."""
         if self._verdict is not None:
-            raise self._verdict
+            raise type(self._verdict)(*self._verdict.args)  # anew: a traceback holds what its frames held
 
     def _run(self) -> None:
         while not self._ended.wait(self._every_s):

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdsr import native
-from vdsr.model import VDSR
+from vdsr import Upscaler, checkpoint, native
+from vdsr.errors import CheckpointError
+from vdsr.model import VDSR, VDSRConfig
+from vdsr.native import Network
+from vdsr.native_engine import NativeEngine
 from vdsr.training.native import NativeVDSR
 
 SIZES = [(1, 1), (1, 23), (23, 1), (4, 4), (5, 3), (41, 41), (30, 101)]
@@ -101,3 +104,44 @@ def test_two_passes_before_a_way_back_do_not_share_activations(library: native.L
 def test_what_is_not_contiguous_float32_is_refused(library: native.Library, model: VDSR) -> None:
     with pytest.raises(ValueError, match=r"contiguous float32, not torch\.float64"):
         library.forward(flat(model), 20, noise(1, 1, 8, 8).double(), torch.empty(0), threads=1)
+
+
+def test_a_network_of_other_channels_is_left_to_torch(library: native.Library) -> None:
+    torch.manual_seed(0)
+    model = VDSR(VDSRConfig(depth=4, channels=16))
+    y = np.random.default_rng(0).random((20, 30), np.float32)
+
+    upscaler = Upscaler(checkpoint.to_bytes(model, version="narrow"), device="cpu", precision="fp32")
+
+    assert upscaler.engine.name == "torch cpu fp32"
+    with torch.no_grad():
+        expected = model(torch.from_numpy(y)[None, None])[0, 0].numpy()
+    assert np.abs(upscaler.sharpen(y) - expected).max() < 1e-5
+    with pytest.raises(ValueError, match="64 channels, not 16"):
+        Network(library, model)
+
+
+def test_broken_weights_end_the_work(library: native.Library) -> None:
+    model, _ = checkpoint.load()
+    with torch.no_grad():
+        for kernel in model.kernels:
+            kernel.mul_(300)
+
+    with pytest.raises(CheckpointError, match="weights are broken"):
+        NativeEngine(Network(library, model)).stream(9, 9, lambda: None).push(np.ones((9, 9), np.float32))
+
+
+def test_luminance_that_is_no_number_is_named_as_such(library: native.Library) -> None:
+    model, _ = checkpoint.load()
+
+    with pytest.raises(ValueError, match="luminance"):
+        NativeEngine(Network(library, model)).stream(9, 9, lambda: None).push(np.full((9, 9), np.nan, np.float32))
+
+
+def test_the_memory_of_one_image_serves_others_of_all_sizes(library: native.Library) -> None:
+    network = Network(library, checkpoint.load()[0])
+    planes = [np.random.default_rng(n).random((12, width), np.float32) for n, width in enumerate((50, 9, 300, 50, 7))]
+
+    for plane in planes:
+        fresh = Network(library, checkpoint.load()[0]).stream(*plane.shape).push(plane)
+        assert np.array_equal(network.stream(*plane.shape).push(plane), fresh)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from helpers import pipeline, run_line
 from PIL import Image
 
+import worker.images
 from vdsr import Upscaler
 from vdsr.errors import CheckpointError
 from worker.pipeline import ImageCrashed, Pipeline
@@ -124,3 +127,31 @@ def test_a_fault_met_together_is_told_as_the_firsts(folder: Path, monkeypatch: p
     with pytest.raises(ImageCrashed) as caught:
         run_line(line, names(folder))
     assert caught.value.number == 0
+
+
+def test_a_needle_of_a_picture_is_refused(folder: Path) -> None:
+    Image.new("L", (150_000, 1)).save(folder / "needle.png")
+    (row,) = run_line(pipeline(folder), ["needle.png"])
+    assert (row.outcome, row.code) == ("failed", "unsupported")
+    assert "300,000 x 2 would have a side over 200,000 pixels" in str(row.message)
+
+
+def test_neither_pictures_nor_their_failures_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        Image.new("CMYK", (90, 90)).save(folder / f"cmyk-{n}.jpg")
+    pictures: list[weakref.ref[object]] = []
+    convert = worker.images.to_array
+
+    def seen(image: Image.Image) -> object:
+        pictures.append(weakref.ref(image))
+        return convert(image)
+
+    monkeypatch.setattr("worker.images.to_array", seen)
+    gc.disable()
+    try:
+        rows = run_line(pipeline(folder), names(folder))
+        assert [row.outcome for row in rows].count("failed") == 6
+        assert len(pictures) == 13
+        assert [picture for picture in pictures if picture() is not None] == []
+    finally:
+        gc.enable()

@@ -22,6 +22,8 @@ from vdsr.model import VDSR
 _VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """By what torch says of the processor: the libraries that it can run, best first."""
 _NO_MEMORY = 1
+CHANNELS = 64
+"""Of the networks that it computes: the layout of its memory is made for them."""
 
 
 class Library:
@@ -83,6 +85,8 @@ class Network:
     """A network's weights, prepared for inference; `tile` is the side of what is rounded together."""
 
     def __init__(self, library: Library, model: VDSR) -> None:
+        if model.config.channels != CHANNELS:
+            raise ValueError(f"the compiled code computes {CHANNELS} channels, not {model.config.channels}; use torch")
         weights = torch.cat([kernel.detach().float().cpu().contiguous().flatten() for kernel in model.kernels])
         self.library, self.depth = library, model.config.depth
         self.tile = library.functions.vdsr_tile()
@@ -90,7 +94,8 @@ class Network:
             ctypes.c_void_p(weights.data_ptr()), self.depth, torch.get_num_threads()
         )
         self.address = _address(address, "a network")
-        weakref.finalize(self, library.functions.vdsr_network_free, self.address)
+        # Not at exit: another thread may be computing then.
+        weakref.finalize(self, library.functions.vdsr_network_free, self.address).atexit = False
 
     def stream(self, height: int, width: int) -> Stream:
         """An image of this size is to come, from its first row on."""
@@ -105,7 +110,7 @@ class Stream:
         functions = network.library.functions
         self._delay = functions.vdsr_stream_delay(network.depth)
         self._address = _address(functions.vdsr_stream(network.address, height, width), f"{width} columns")
-        weakref.finalize(self, functions.vdsr_stream_free, self._address)
+        weakref.finalize(self, functions.vdsr_stream_free, self._address).atexit = False
 
     def push(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """(k, W) in [0, 1], the next rows, to (0 or more, W), the residual's next rows.

@@ -53,10 +53,14 @@ private:
 // Keeps the memory of one image for the next: the system's takes as long to come as a thumbnail does to compute.
 class Spare {
 public:
-    Floats take(size_t count) {
+    // count: raised to what there is
+    Floats take(size_t& count) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (count_ < count) return floats(count);
-        count_ = 0;
+        if (count_ < count) {
+            memory_.reset(), count_ = 0;  // before there are two
+            return floats(count);
+        }
+        count = count_, count_ = 0;
         return std::move(memory_);
     }
     void give(Floats memory, size_t count) {
@@ -81,7 +85,7 @@ public:
         : network_(std::move(network)), weights_(network_->weights), height_(height), width_(width),
           across_((width + OUT - 1) / OUT), bands_((height + OUT - 1) / OUT), row_(size_t(across_) * OUT + 2),
           plane_(RING * row_), zero_plane_(row_), zeros_(row_ * CHANNELS),
-          rings_(network_->spare.take(layers() * ring())) {
+          room_(layers() * ring()), rings_(network_->spare.take(room_)) {
         const size_t right = size_t(width) + 1;
         for (size_t i = 0; i < layers() * RING; ++i) {  // all else is written before it is read
             float* const row = rings_.get() + i * row_ * CHANNELS;
@@ -89,7 +93,7 @@ public:
             std::fill_n(row + right * CHANNELS, (row_ - right) * CHANNELS, 0.0f);
         }
     }
-    ~Stream() { network_->spare.give(std::move(rings_), layers() * ring()); }
+    ~Stream() { network_->spare.give(std::move(rings_), room_); }
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
 
@@ -138,6 +142,7 @@ private:
     const size_t row_;                       // pixels
     std::vector<float> plane_, zero_plane_;  // the input's ring; a row of it outside the picture
     std::vector<float> zeros_;               // a row of activations outside the picture
+    size_t room_;                            // floats in rings_
     Floats rings_;
     int read_ = 0, given_ = 0, wave_ = 0;
 

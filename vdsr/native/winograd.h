@@ -72,7 +72,7 @@ inline Vector fma(Vector a, Vector b, Vector c) {
 }
 inline Vector fma(float a, Vector b, Vector c) { return fma(every(a), b, c); }
 
-inline Vector positive(Vector v) { return v > 0.0f ? v : Vector{}; }
+inline Vector positive(Vector v) { return v < 0.0f ? Vector{} : v; }  // what is no number stays, to be seen
 
 // ---- the one-dimensional transforms; each two-dimensional one does its columns, then its rows
 
