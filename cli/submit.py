@@ -28,16 +28,18 @@ def command(source: str, destination: str | None, model: str | None, wait: bool,
     settings = load_settings()
     job = draft(source, destination, read_options(**options), settings, model=model)
     client = Client.connect(settings)
-    client.submit(job)
     say(job_line(job))
+    job_id = client.submit(job)
+    if job_id != job.id:
+        say(f"job {job_id} is open and does just this; nothing was queued twice")
     if not client.workers():
         say("no worker seen in the last 30 s; the job waits until one starts ('vdsr worker', or 'vdsr dev')")
     if as_json:
-        print_json({"id": job.id, "source": job.source, "destination": job.destination})
+        print_json({"id": job_id, "source": job.source, "destination": job.destination})
     else:
-        click.echo(job.id)
+        click.echo(job_id)
     if not wait:
         return 0
     from cli.wait import wait_for
 
-    return wait_for(client, job.id, timeout_s=None)
+    return wait_for(client, job_id, timeout_s=None)

@@ -52,9 +52,7 @@ class Service:
     ) -> str:
         """Queue a job; its id."""
         target = None if destination is None else str(destination)
-        job = draft(str(source), target, Options(**options), self.settings, model=model)
-        self.client.submit(job)
-        return job.id
+        return self.client.submit(draft(str(source), target, Options(**options), self.settings, model=model))
 
     def run(self, source: str | Path, destination: str | Path | None = None, **options: object) -> dict:
         """Do a job to its end; its summary."""

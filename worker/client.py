@@ -6,25 +6,23 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from worker.app import QUEUE, Queue
-from worker.errors import BrokerUnreachable, NothingMatched, StorageError, StorageUnavailable, UsageError
+from worker.errors import BrokerUnreachable, NotFound, NothingMatched, StorageError, StorageUnavailable, UsageError
 from worker.fleet import Fleet
 from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Options, Outcome, State, new_job_id
-from worker.ledger import Ledger, Record
+from worker.ledger import FINISH, Ledger, Record
 from worker.models import choose
 from worker.names import output_key
-from worker.parts import Part, Parts, failed_rows
+from worker.parts import Parts, failed_rows, job_ids
 from worker.plan import Listing
+from worker.recovery import again, unfinished
 from worker.settings import Settings
 from worker.uris import Place, open_storage, resolve
 
 LOOK_S = 0.4
-RETRY_IMAGES = 10
-"""Images in a chunk of a retry: few, as they are spread over the collection and may be of any size."""
 PREVIEW = 1000
 """Images that are looked at before a job is queued, for collisions: one page of an S3 listing."""
 
@@ -53,11 +51,24 @@ class Client:
         """Workers that take images, seen lately."""
         return self.fleet.workers(QUEUE)
 
-    def submit(self, job: Job) -> None:
-        """Record a job at its destination and in the ledger, and have it planned."""
-        Parts(job, self.settings).write_job()
-        self.ledger.create(job)
-        self.queue.plan(job.id)
+    def submit(self, job: Job) -> str:
+        """Record a job at its destination and in the ledger, and have it planned.
+
+        Returns:
+            Its id, or that of an open job which does the same already.
+
+        Raises:
+            DestinationTaken: an open job writes something else there.
+        """
+        job_id = self.ledger.create(job)
+        if job_id == job.id:
+            try:
+                Parts(job, self.settings).write_job()
+            except BaseException:
+                self.ledger.forget(job)
+                raise
+            self.queue.plan(job.id)
+        return job_id
 
     def wait(
         self,
@@ -98,7 +109,7 @@ class Client:
         """Stop a job within the image in hand; the state it was in before."""
         before = self.ledger.stop(job_id, State.CANCELLED)
         if not before.ended:
-            self.queue.member(job_id, "finish")
+            self.queue.member(job_id, FINISH)
         return before
 
     def failed(self, job_id: str) -> list[Outcome]:
@@ -115,20 +126,59 @@ class Client:
         if record.state is not State.COMPLETED:
             raise UsageError(f"job {job_id} is {record.state.value}; only a completed job can be retried")
         parts = Parts(record.job, self.settings)
-        waiting = {key: _again(row) for key, row in failed_rows(parts).items()}
-        count, number = len(waiting), record.planned
-        while waiting:
-            chunk = tuple(islice(waiting.values(), RETRY_IMAGES))
-            # A retry that was killed before it reopened the job may have left this part: what lies there counts.
-            part = parts.add_manifest(number, Part(chunk, ignored=0, cursor=record.cursor, last=True))
-            for image in part.images:
-                waiting.pop(image.key, None)
-            number += 1
-        if count and not self.ledger.reopen(record, number - record.planned):
+        waiting = [_again(row) for row in failed_rows(parts).values()]
+        if not waiting:
+            return 0
+        end = again(parts, record.planned, waiting, cursor=record.cursor, listed=True)
+        parts.write_job()
+        if not self.ledger.reopen(record, end - record.planned):
             raise UsageError(f"job {job_id} changed meanwhile; look at 'vdsr status {job_id}' and retry again")
-        for chunk_number in range(record.planned, number):
-            self.queue.upscale(job_id, chunk_number)
-        return count
+        for chunk in range(record.planned, end):
+            self.queue.upscale(job_id, chunk)
+        return len(waiting)
+
+    def resume(self, destination: str, job_id: str | None = None) -> list[str]:
+        """Go on with jobs of which Redis knows nothing any more, from their records at the destination.
+
+        Args:
+            job_id: only this one; it may also have failed, or been cancelled.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            NotFound: there is no such job, or none that could go on.
+            DestinationTaken: an open job writes there; it may be the same one.
+        """
+        found = [job_id] if job_id else job_ids(destination, self.settings)
+        resumed, ended = [], {}
+        for each in found:
+            parts, state = Parts.at(destination, each, self.settings)
+            if state is State.COMPLETED or (state and not job_id):
+                ended[each] = state.value
+            elif job_id or not self.ledger.is_known(each):
+                self._resume(parts)
+                resumed.append(each)
+        if not resumed:
+            last = ", ".join(f"{name} ({state})" for name, state in list(ended.items())[-3:])
+            open_ones = " others are open;" if len(ended) < len(found) else ""
+            raise NotFound(
+                f"no job at {destination} was forgotten;{open_ones} ended: {last or 'none'}; --job goes on with one "
+                "that failed or was cancelled, and 'vdsr retry' does failed images again"
+            )
+        return resumed
+
+    def _resume(self, parts: Parts) -> None:
+        """Make the ledger know what the record of a job says, and queue what is left."""
+        rest, job_id = unfinished(parts), parts.job.id
+        self.ledger.restore(parts.job, rest)
+        parts.write_job()  # without an end
+        for chunk in rest.left:
+            self.queue.upscale(job_id, chunk)
+        if not rest.listed:
+            self.queue.plan(job_id)
+        elif not rest.left:
+            self.queue.member(job_id, FINISH)
 
 
 def _again(row: Outcome) -> Image:

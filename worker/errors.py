@@ -2,7 +2,8 @@
 
 VdsrError
 ├── UsageError              you asked for something that cannot be; exit code 2
-│   └── NothingMatched      there is no image to work on; exit code 7
+│   ├── NothingMatched      there is no image to work on; exit code 7
+│   └── DestinationTaken    another job writes there
 ├── NotFound                no such job; exit code 5
 ├── TransientError          the moment's fault: worth trying again; exit code 6
 │   ├── BrokerUnreachable   Redis does not answer
@@ -32,6 +33,20 @@ class UsageError(VdsrError):
 
 class NothingMatched(UsageError):
     """No image was found where some were expected."""
+
+
+class DestinationTaken(UsageError):
+    """An open job writes to this destination, into it, or to what holds it."""
+
+    def __init__(self, destination: str, job_id: str) -> None:
+        super().__init__(destination, job_id)
+        self.destination, self.job_id = destination, job_id
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job_id} is open and writes to {self.destination}, or inside or around it; wait for it "
+            f"('vdsr wait {self.job_id}'), cancel it, or give another destination"
+        )
 
 
 class NotFound(VdsrError):

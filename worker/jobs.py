@@ -6,6 +6,7 @@ A job has chunks; a chunk has images; an image has one outcome.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import secrets
@@ -110,18 +111,25 @@ class Job:
         )
         return source, target
 
+    @property
+    def work(self) -> str:
+        """A digest that two jobs share if they do the same: all but their id and time."""
+        same = {**dataclasses.asdict(self), "id": "", "created": 0}
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
     def to_json(self) -> str:
         """The record as it lies in the ledger and in job.json."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; what job.json says of the job's end is left out.
 
         Raises:
             UsageError: written by a newer version of this program.
         """
         raw = json.loads(text)
+        raw.pop("ended", None)
         if raw["schema"] > SCHEMA:
             raise UsageError(f"job {raw['id']} has format {raw['schema']}, newer than {SCHEMA}; update this worker")
         options = raw["options"]
@@ -147,7 +155,8 @@ class Image:
     problem: tuple[str, str] | None = None
     """A (code, message) known before any work: two inputs for one output, or a name that cannot be written."""
     again: str | None = None
-    """In a retry, the code of the failure before; it is taken back when this one is counted."""
+    """In another attempt, the code of the failure before, which is taken back when this one is counted; "" if a stop
+    left the image without an outcome."""
 
 
 @dataclass(frozen=True)

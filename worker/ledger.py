@@ -7,7 +7,9 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 |---------------------------|--------|------------------------------------------------------------------------------|
 | vdsr:jobs                 | zset   | job id -> created; cleaned of expired jobs when listed                       |
 | vdsr:active               | set    | ids of jobs that the sweeper must look at                                    |
-| vdsr:{JOB}:job            | hash   | spec (JSON), state, error, cursor, planned, listed, times, counters (below)  |
+| vdsr:destinations         | hash   | where an open job writes, folder or file -> job id                           |
+| vdsr:{JOB}:job            | hash   | spec (JSON), state, error, cursor, planned, listed, times, counters (below), |
+|                           |        | place (its destination), work (digest of what makes two jobs the same work)  |
 | vdsr:{JOB}:done           | bitmap | one bit for each chunk that is committed                                     |
 | vdsr:{JOB}:open           | zset   | what is queued or being done -> deadline: chunk numbers, "plan", "finish"    |
 | vdsr:{JOB}:lease          | hash   | chunk -> token of the worker that owns it                                    |
@@ -29,7 +31,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.errors import JobStopped, LeaseLost, NotFound
+from worker.errors import DestinationTaken, JobStopped, LeaseLost, NotFound
 from worker.fleet import PROMOTED
 from worker.jobs import Job, Outcome, State
 from worker.redis_client import RedisClient
@@ -42,6 +44,7 @@ PATIENCE_S = 600
 """The same if the queue is not empty: its message is probably still there."""
 PLAN, FINISH = "plan", "finish"
 """Members of `open` that are no chunks."""
+DESTINATIONS = "vdsr:destinations"
 
 _PRELUDE = """
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
@@ -51,15 +54,62 @@ local function add(key, counters)
     elseif value ~= 0 then redis.call('HINCRBY', key, field, value) end
   end
 end
+-- Which other job writes to a place, into it, or to what holds it? Forgets those that Redis has forgotten.
+local function other_writer(destinations, place, job)
+  local flat = redis.call('HGETALL', destinations)
+  for i = 1, #flat, 2 do
+    local held, writer = flat[i] .. '/', flat[i + 1]
+    local wanted = place .. '/'
+    if writer ~= job and (string.sub(wanted, 1, #held) == held or string.sub(held, 1, #wanted) == wanted) then
+      if redis.call('EXISTS', 'vdsr:{' .. writer .. '}:job') == 1 then return writer end
+      redis.call('HDEL', destinations, flat[i])
+    end
+  end
+end
 """
 
-# KEYS: job, open. ARGV: spec. -> 1, or 0 if the job was there already.
+# KEYS: job, open, destinations. ARGV: spec, QUEUED_S, job id, place, work.
+# -> {} if the job is there now, else {the job that writes to its place, 1 if that one does the same work}.
 _CREATE = """
-if redis.call('HSETNX', KEYS[1], 'spec', ARGV[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'cursor', '', 'planned', 0, 'listed', 0, 'chunks_done', 0,
-           'created', now)
+if redis.call('EXISTS', KEYS[1]) == 1 then return {} end -- its reply was lost
+local writer = other_writer(KEYS[3], ARGV[4], ARGV[3])
+if writer then
+  return {writer, redis.call('HGET', 'vdsr:{' .. writer .. '}:job', 'work') == ARGV[5] and 1 or 0}
+end
+redis.call('HSET', KEYS[1], 'spec', ARGV[1], 'state', 'queued', 'cursor', '', 'planned', 0, 'listed', 0,
+           'chunks_done', 0, 'created', now, 'place', ARGV[4], 'work', ARGV[5])
+redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[2], 'plan')
-return 1
+return {}
+"""
+
+# KEYS: as _CREATE. ARGV: job id, place.
+_FORGET = """
+redis.call('DEL', KEYS[1], KEYS[2])
+if redis.call('HGET', KEYS[3], ARGV[2]) == ARGV[1] then redis.call('HDEL', KEYS[3], ARGV[2]) end
+"""
+
+# A job as its record at the destination tells it, unless it is known and open. KEYS: as _CREATE, lease, done.
+# ARGV: as _CREATE, then planned, cursor, listed, counters, numbers of done chunks, of other chunks.
+# -> as _CREATE; the writer may be the job itself.
+_RESTORE = """
+local writer = other_writer(KEYS[3], ARGV[4], ARGV[3])
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  if redis.call('EXISTS', KEYS[2]) == 1 or not ended(redis.call('HGET', KEYS[1], 'state')) then writer = ARGV[3] end
+end
+if writer then return {writer, 0} end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5])
+local done, left = cjson.decode(ARGV[10]), cjson.decode(ARGV[11])
+redis.call('HSET', KEYS[1], 'spec', ARGV[1], 'state', 'running', 'planned', ARGV[6], 'cursor', ARGV[7],
+           'listed', ARGV[8], 'chunks_done', #done, 'created', cjson.decode(ARGV[1]).created,
+           'place', ARGV[4], 'work', ARGV[5])
+add(KEYS[1], ARGV[9])
+redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
+for _, chunk in ipairs(done) do redis.call('SETBIT', KEYS[5], chunk, 1) end
+for _, chunk in ipairs(left) do redis.call('ZADD', KEYS[2], now + ARGV[2], chunk) end
+if ARGV[8] ~= '1' then redis.call('ZADD', KEYS[2], now + ARGV[2], 'plan')
+elseif #left == 0 then redis.call('ZADD', KEYS[2], now + ARGV[2], 'finish') end
+return {}
 """
 
 # A chunk becomes known. KEYS: job, open. ARGV: its number, cursor behind it, counters, 1 if it is the last, QUEUED_S.
@@ -184,7 +234,7 @@ redis.call('ZADD', KEYS[2], now, 'finish')
 return state
 """
 
-# The last record is written. KEYS: job, open, lease, done. ARGV: KEEP_S.
+# The last record is written. KEYS: job, open, lease, done, destinations. ARGV: KEEP_S, job id.
 # -> the final state, or 'busy' while a chunk is undone, or done and not yet written down.
 _FINISH = """
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -204,7 +254,9 @@ if span[1] and span[2] then
   redis.call('HINCRBYFLOAT', KEYS[1], 'seconds', span[2] - span[1])
   redis.call('HDEL', KEYS[1], 'started')
 end
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[1]) end
+for i = 1, 4 do redis.call('EXPIRE', KEYS[i], ARGV[1]) end
+local place = redis.call('HGET', KEYS[1], 'place')
+if place and redis.call('HGET', KEYS[5], place) == ARGV[2] then redis.call('HDEL', KEYS[5], place) end
 return state
 """
 
@@ -233,16 +285,23 @@ end
 return {found, redis.call('HGET', KEYS[1], 'state'), redis.call('ZCARD', KEYS[2])}
 """
 
-# A new pass over failed images, as more chunks. KEYS: job, open, lease, done.
-# ARGV: planned as the caller saw it, chunks, QUEUED_S. -> 1, or 0 if it changed meanwhile.
+# A new pass over failed images, as more chunks. KEYS: job, open, lease, done, destinations.
+# ARGV: planned as the caller saw it, chunks, QUEUED_S, job id.
+# -> '', the job that writes to its place by now, or 'changed'.
 _REOPEN = """
-if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return 0 end
-if redis.call('HGET', KEYS[1], 'state') ~= 'completed' then return 0 end
+if redis.call('HGET', KEYS[1], 'planned') ~= ARGV[1] then return 'changed' end
+if redis.call('HGET', KEYS[1], 'state') ~= 'completed' then return 'changed' end
+local place = redis.call('HGET', KEYS[1], 'place')
+if place then
+  local writer = other_writer(KEYS[5], place, ARGV[4])
+  if writer then return writer end
+  redis.call('HSET', KEYS[5], place, ARGV[4])
+end
 redis.call('HSET', KEYS[1], 'planned', ARGV[1] + ARGV[2], 'state', 'running')
 redis.call('HDEL', KEYS[1], 'finished')
 for i = 0, ARGV[2] - 1 do redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1] + i) end
-for _, key in ipairs(KEYS) do redis.call('PERSIST', key) end
-return 1
+for i = 1, 4 do redis.call('PERSIST', KEYS[i]) end
+return ''
 """
 
 
@@ -288,6 +347,22 @@ class Record:
     """Redis' time of this record."""
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What a job's record at its destination says of it; see worker.recovery."""
+
+    planned: int
+    """Chunks that there are."""
+    cursor: str
+    """Where planning goes on."""
+    listed: bool
+    done: tuple[int, ...]
+    """Chunks with results."""
+    left: tuple[int, ...]
+    """Chunks without."""
+    counters: dict[str, float]
+
+
 class Ledger:
     """The job ledger of one Redis."""
 
@@ -298,12 +373,45 @@ class Ledger:
         """
         self._redis = RedisClient(url)
 
-    def create(self, job: Job) -> None:
-        """Record a new job, to be planned."""
+    def create(self, job: Job) -> str:
+        """Record a new job, to be planned, unless one that does the same is open; the id of the job that does it.
+
+        Raises:
+            DestinationTaken: an open job writes something else to this destination, into it, or to what holds it.
+        """
+        return self._enter(job, _CREATE, ("open",), ())
+
+    def restore(self, job: Job, rest: Unfinished) -> None:
+        """Record a job of which Redis knows nothing, or only that it was stopped, so that it goes on.
+
+        Raises:
+            DestinationTaken: as for `create`; or the job is open.
+        """
+        figures = (rest.planned, rest.cursor, int(rest.listed), json.dumps(rest.counters))
+        chunks = (json.dumps(rest.done), json.dumps(rest.left))
+        self._enter(job, _RESTORE, ("open", "lease", "done"), (*figures, *chunks))
+
+    def forget(self, job: Job) -> None:
+        """Take back a job that was created just now, and not yet planned."""
+        keys = (*_keys(job.id, "job", "open"), DESTINATIONS)
+        self._redis.run(_PRELUDE + _FORGET, keys, job.id, job.places[1].rstrip("/"))
+        self._do("zrem", "vdsr:jobs", job.id)
+        self._do("srem", "vdsr:active", job.id)
+
+    def _enter(self, job: Job, script: str, names: tuple[str, ...], figures: tuple[Any, ...]) -> str:
+        first, *others = _keys(job.id, *names)
+        keys = (_key(job.id, "job"), first, DESTINATIONS, *others)
+        words = (job.to_json(), QUEUED_S, job.id, job.places[1].rstrip("/"), job.work)
         self._do("sadd", "vdsr:active", job.id)  # first: a job that nobody sweeps could be forgotten
-        self._run(_CREATE, job.id, ("job", "open"), job.to_json(), QUEUED_S)
+        answer = self._redis.run(_PRELUDE + script, keys, *words, *figures)
+        if answer:
+            writer, same = answer
+            if same:
+                return str(writer)
+            raise DestinationTaken(job.places[1], str(writer))
         self._do("sadd", "vdsr:active", job.id)  # and after, should a sweeper have seen no such job meanwhile
         self._do("zadd", "vdsr:jobs", {job.id: job.created})
+        return job.id
 
     def plan(self, job_id: str, chunk: int, cursor: str, counters: dict[str, int], *, last: bool) -> int | None:
         """Make a chunk known; the number of open ones, or None if another planner was first or the job has ended."""
@@ -443,7 +551,8 @@ class Ledger:
 
     def finish(self, job_id: str) -> State | None:
         """Close a job whose last chunk is committed; None while chunks of it are out."""
-        answer = self._run(_FINISH, job_id, ("job", "open", "lease", "done"), KEEP_S)
+        keys = (*_keys(job_id, "job", "open", "lease", "done"), DESTINATIONS)
+        answer = self._redis.run(_PRELUDE + _FINISH, keys, KEEP_S, job_id)
         if answer == "busy":
             return None
         if answer == "unknown":
@@ -462,11 +571,18 @@ class Ledger:
         return list(found)
 
     def reopen(self, record: Record, chunks: int) -> bool:
-        """Add chunks that do failed images again; False if the job changed meanwhile."""
-        keys = ("job", "open", "lease", "done")
-        opened = self._run(_REOPEN, record.job.id, keys, record.planned, chunks, QUEUED_S)
-        self._do("sadd", "vdsr:active", record.job.id)
-        return bool(opened)
+        """Add chunks that do failed images again; False if the job changed meanwhile.
+
+        Raises:
+            DestinationTaken: another job writes to its destination by now.
+        """
+        job_id = record.job.id
+        keys = (*_keys(job_id, "job", "open", "lease", "done"), DESTINATIONS)
+        answer = self._redis.run(_PRELUDE + _REOPEN, keys, record.planned, chunks, QUEUED_S, job_id)
+        self._do("sadd", "vdsr:active", job_id)
+        if answer not in ("", "changed"):
+            raise DestinationTaken(record.job.places[1], str(answer))
+        return not answer
 
     def record(self, job_id: str) -> Record:
         """What is known of a job.
@@ -502,6 +618,10 @@ class Ledger:
             seconds=seconds,
             now=now,
         )
+
+    def is_known(self, job_id: str) -> bool:
+        """Whether there is such a job, open or ended."""
+        return bool(self._do("exists", _key(job_id, "job")))
 
     def is_open(self, job_id: str) -> bool:
         """Whether anything of a job is still queued or in a worker's hands, its last record included."""

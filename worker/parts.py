@@ -15,7 +15,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worker.jobs import SCHEMA, Image, Job, Outcome
+from worker.errors import NotFound, ObjectNotFound, UsageError
+from worker.jobs import SCHEMA, Image, Job, Outcome, State
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.uris import open_storage
@@ -40,6 +41,26 @@ class Parts:
     def __init__(self, job: Job, settings: Settings) -> None:
         self.job = job
         self.storage: Storage = open_storage(record_uri(job), settings)
+
+    @classmethod
+    def at(cls, destination: str, job_id: str, settings: Settings) -> tuple[Parts, State | None]:
+        """The record of a job from its destination alone, and the state in which it ended, if it has.
+
+        Raises:
+            NotFound: there is no readable record of such a job.
+            UsageError: it was written by a newer version of this program, or for another destination.
+        """
+        place = f"{destination.rstrip('/')}/.vdsr/{job_id}"
+        try:
+            text = open_storage(place, settings).read("job.json").decode()
+            job, ended = Job.from_json(text), json.loads(text).get("ended")
+        except ObjectNotFound as exc:
+            raise NotFound(f"there is no {place}/job.json; see {destination}/.vdsr for the jobs of that place") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise NotFound(f"{place}/job.json cannot be read: {exc}") from exc
+        if record_uri(job) != place:
+            raise UsageError(f"{place} was written for {record_uri(job)}; put it back there, or submit a new job")
+        return cls(job, settings), State(ended["state"]) if ended else None
 
     def add_manifest(self, chunk: int, part: Part) -> Part:
         """Write a part if there is none; the part that lies there now."""
@@ -67,18 +88,33 @@ class Parts:
         """The outcomes of a chunk."""
         return [Outcome.from_json(line) for line in self.storage.read(_name("results", chunk)).decode().splitlines()]
 
+    def chunks(self, kind: str) -> list[int]:
+        """The numbers of the parts of a kind, "manifest" or "results", in order."""
+        keys = (entry.key for entry in self.storage.entries())
+        return sorted(int(key[len(kind) + 1 : -len(".jsonl")]) for key in keys if key.startswith(f"{kind}/"))
+
     def all_results(self) -> Iterator[tuple[int, list[Outcome]]]:
         """Every results part that there is, with its chunk number, in order."""
-        for entry in self.storage.entries():
-            folder, _, name = entry.key.partition("/")
-            if folder == "results":
-                chunk = int(name.removesuffix(".jsonl"))
-                yield chunk, self.results(chunk)
+        for chunk in self.chunks("results"):
+            yield chunk, self.results(chunk)
 
     def write_job(self, totals: dict[str, object] | None = None) -> None:
         """Write job.json; again with totals when the job has ended."""
         content = {**json.loads(self.job.to_json()), **(totals or {})}
         self.storage.write("job.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def job_ids(destination: str, settings: Settings) -> list[str]:
+    """The jobs that have a record at a destination, oldest first.
+
+    Raises:
+        NotFound: there is no such place.
+    """
+    entries = open_storage(f"{destination.rstrip('/')}/.vdsr", settings).entries()
+    try:
+        return sorted(e.key.removesuffix("/job.json") for e in entries if e.key.endswith("/job.json"))
+    except ObjectNotFound as exc:
+        raise NotFound(f"there is no record of a job at {destination}: {exc}") from exc
 
 
 def record_uri(job: Job) -> str:

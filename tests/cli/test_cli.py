@@ -86,12 +86,34 @@ def test_a_second_terminal_needs_no_settings_while_dev_runs(state: dict[str, str
         assert vdsr(state, "status", "nonsense").returncode == 5
         assert vdsr(state, "retry", job).stderr.endswith("has no failed images\n")
         assert vdsr(state, "cancel", job).stderr.endswith("had already ended: completed\n")
+        assert vdsr(state, "resume", tmp_path / "in-x2").returncode == 5
         second = vdsr(state, "dev")
         assert (second.returncode, "already runs in" in second.stderr) == (2, True)
     finally:
         dev.send_signal(signal.SIGINT)
         assert dev.wait(40) == 130
     assert vdsr(state, "status", job).returncode == 6  # its Redis is gone
+
+
+@pytest.mark.redis
+def test_a_cancelled_job_goes_on_and_the_same_submit_is_the_same_job(state: dict[str, str], tmp_path: Path) -> None:
+    make_photos(tmp_path / "in", 30, size=(100, 100))
+    dev = subprocess.Popen([VDSR, "dev"], env=state, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: vdsr(state, "list").returncode == 0)
+        job = vdsr(state, "submit", tmp_path / "in").stdout.strip()
+        again = vdsr(state, "submit", tmp_path / "in")
+        assert (again.stdout.strip(), "nothing was queued twice" in again.stderr) == (job, True)
+        other = vdsr(state, "submit", tmp_path / "in", tmp_path / "in-x2", "--scale", "3")
+        assert (other.returncode, job in other.stderr) == (2, True)
+        assert vdsr(state, "cancel", job).returncode == 0
+        wait_until(lambda: "ended" in json.loads((tmp_path / "in-x2/.vdsr" / job / "job.json").read_text()))
+        resumed = vdsr(state, "resume", tmp_path / "in-x2", "--job", job, "--wait")
+        assert (resumed.returncode, resumed.stdout.strip()) == (0, job)
+        assert _images(state, job) == {"total": 30, "done": 30, "failed": 0, "skipped": 0, "ignored": 0}
+    finally:
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(40) == 130
 
 
 @pytest.mark.redis

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from worker.errors import JobStopped, LeaseLost, NotFound
+from worker.errors import DestinationTaken, JobStopped, LeaseLost, NotFound
 from worker.jobs import Job, Model, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger, Record
 
@@ -22,9 +23,15 @@ def ledger(quiet_redis_url: str) -> Ledger:
 
 @pytest.fixture
 def job(ledger: Ledger) -> Job:
-    job = Job(new_job_id(), "/in", "/out", Options(), Model("v", "0" * 64), created=time.time())
-    ledger.create(job)
+    job = made("/out")
+    assert ledger.create(job) == job.id
     return job
+
+
+def made(destination: str, scale: float = 2) -> Job:
+    """A job of its own place: others are open in the same Redis."""
+    name = new_job_id()
+    return Job(name, "/in", f"/{name}{destination}", Options(scale=scale), Model("v", "0" * 64), created=time.time())
 
 
 def row(key: str, outcome: str = "done", code: str | None = None) -> Outcome:
@@ -327,3 +334,86 @@ def test_an_unknown_job_is_not_found(ledger: Ledger) -> None:
         with pytest.raises(NotFound, match="nonsense"):
             ask("nonsense")
     assert ledger.lease("nonsense", 0, "me", 30) is None
+
+
+def elsewhere(job: Job, destination: str, scale: float = 2) -> Job:
+    """Another job, to a place that is said from this one's."""
+    options = dataclasses.replace(job.options, scale=scale)
+    return dataclasses.replace(job, id=new_job_id(), destination=job.destination + destination, options=options)
+
+
+def ended(ledger: Ledger, job: Job) -> None:
+    ledger.stop(job.id, State.CANCELLED)
+    assert ledger.finish(job.id) is State.CANCELLED
+
+
+def test_the_same_job_twice_is_one(ledger: Ledger, job: Job) -> None:
+    twin = elsewhere(job, "")
+
+    assert ledger.create(twin) == job.id
+
+    with pytest.raises(NotFound):
+        ledger.record(twin.id)
+    ended(ledger, job)
+    assert ledger.create(twin) == twin.id
+
+
+@pytest.mark.parametrize("destination", ["", "/inside", "/.."])
+def test_another_job_may_not_write_to_the_place_of_an_open_one(ledger: Ledger, job: Job, destination: str) -> None:
+    other = elsewhere(job, destination, scale=3)
+    if destination == "/..":
+        other = dataclasses.replace(other, destination=job.destination.rpartition("/")[0])
+
+    with pytest.raises(DestinationTaken, match=job.id):
+        ledger.create(other)
+
+    assert ledger.record(job.id).state is State.QUEUED
+    assert other.id not in ledger.job_ids()
+    ended(ledger, job)
+    assert ledger.create(other) == other.id
+
+
+@pytest.mark.parametrize("destination", ["-b", "b"])
+def test_a_name_that_only_begins_alike_is_another_place(ledger: Ledger, job: Job, destination: str) -> None:
+    other = elsewhere(job, destination, scale=3)
+
+    assert ledger.create(other) == other.id
+
+
+def test_single_files_of_one_folder_are_different_places(ledger: Ledger, job: Job) -> None:
+    one, two = (dataclasses.replace(elsewhere(job, "-files"), only=(name, f"{name}-x2")) for name in ("a.png", "b.png"))
+
+    assert [ledger.create(one), ledger.create(two)] == [one.id, two.id]
+
+
+def test_a_retry_waits_for_whoever_writes_there_now(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "me", 30)
+    ledger.commit(job.id, 0, "me", [row("a"), row("b", "failed", "empty")], low_water=0)
+    ledger.finish(job.id)
+    other = elsewhere(job, "", scale=3)
+    ledger.create(other)
+
+    with pytest.raises(DestinationTaken, match=other.id):
+        ledger.reopen(ledger.record(job.id), 1)
+
+    ended(ledger, other)
+    assert ledger.reopen(ledger.record(job.id), 1)
+    with pytest.raises(DestinationTaken, match=job.id):
+        ledger.create(elsewhere(job, "", scale=3))
+
+
+def test_a_place_is_free_once_its_job_is_forgotten(ledger: Ledger, job: Job, quiet_redis_url: str) -> None:
+    ledger._redis.do("delete", f"vdsr:{{{job.id}}}:job")
+
+    other = elsewhere(job, "", scale=3)
+    assert ledger.create(other) == other.id
+
+
+def test_a_job_that_could_not_be_begun_leaves_nothing(ledger: Ledger, job: Job) -> None:
+    ledger.forget(job)
+
+    assert job.id not in ledger.job_ids()
+    assert job.id not in ledger.active()
+    other = elsewhere(job, "", scale=3)
+    assert ledger.create(other) == other.id

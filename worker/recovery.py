@@ -1,0 +1,84 @@
+"""How does a job go on that has ended too early, or that Redis has forgotten? From its record at the destination.
+
+A chunk with results is done, one without is done again. Images that want another attempt, as they failed or were left
+when the job was stopped, become chunks of their own behind the last one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from worker.errors import UsageError
+from worker.jobs import Image, Outcome
+from worker.ledger import Unfinished, count
+from worker.parts import Part, Parts
+
+AGAIN_IMAGES = 10
+"""Images in a chunk of another attempt: few, as they are spread over the collection and may be of any size."""
+READERS = 16
+"""Parts that are read at once: a job of ten million images has 20,000 of each kind."""
+
+
+def again(parts: Parts, first: int, images: Iterable[Image], *, cursor: str, listed: bool) -> int:
+    """Add chunks for images that a job already has; the number behind the last of them.
+
+    Args:
+        first: number of the first chunk.
+        cursor: where planning of the job goes on, and whether it has `listed` all.
+    """
+    waiting = {image.key: image for image in images}
+    number = first
+    while waiting:
+        chunk = tuple(islice(waiting.values(), AGAIN_IMAGES))
+        # Somebody who was killed half-way may have left this part: what lies there counts.
+        part = parts.add_manifest(number, Part(chunk, ignored=0, cursor=cursor, last=listed))
+        for image in part.images:
+            waiting.pop(image.key, None)
+        number += 1
+    return number
+
+
+def unfinished(parts: Parts) -> Unfinished:
+    """What is done of a job and what is left, with chunks for images that were left out of chunks with results.
+
+    Raises:
+        UsageError: a part is damaged.
+    """
+    done = parts.chunks("results")
+    chunks = parts.chunks("manifest")
+    counters: Counter[str] = Counter()  # of floats, too: PSNR
+    missing: dict[str, Image] = {}
+    cursor, listed = "", False
+    with ThreadPoolExecutor(READERS) as readers:
+        results = dict(zip(done, readers.map(lambda chunk: _results(parts, chunk), done), strict=True))
+        for chunk, part in zip(chunks, readers.map(parts.manifest, chunks), strict=True):
+            cursor, listed = part.cursor, part.last
+            fresh = [image for image in part.images if image.again is None]
+            counters.update({"images": len(fresh), "ignored": part.ignored})
+            counters["bytes"] += sum(image.size_bytes for image in fresh)
+            rows = results.get(chunk)
+            if rows is not None:
+                counters.update(count(rows, {image.key: image.again for image in part.images if image.again}))
+            attempted = None if rows is None else {row.key for row in rows}
+            for image in part.images:
+                if attempted is None or image.key in attempted:
+                    missing.pop(image.key, None)
+                else:
+                    missing[image.key] = image if image.again else dataclasses.replace(image, again="")
+    planned = again(parts, len(chunks), missing.values(), cursor=cursor, listed=listed)
+    left = tuple(chunk for chunk in range(planned) if chunk not in results)
+    return Unfinished(planned, cursor, listed, done=tuple(done), left=left, counters=dict(counters))
+
+
+def _results(parts: Parts, chunk: int) -> list[Outcome]:
+    try:
+        return parts.results(chunk)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise UsageError(
+            f"part {chunk} of the results of job {parts.job.id} is damaged ({exc}); remove that file from "
+            f"{parts.job.destination}/.vdsr/{parts.job.id}/results, and its images are done again"
+        ) from exc
