@@ -33,6 +33,7 @@ COMMANDS = {
     "cancel": "Stop a job within the image in hand.",
     "retry": "Do the failed images of a completed job again.",
     "resume": "Go on with a job that Redis has forgotten, from what lies at its destination.",
+    "report": "Write a page about a job, with pictures, from what lies at its destination.",
     "dev": "Keep a Redis and a worker running, for submit and status in other terminals.",
     "worker": "Start a worker on this node, for the Redis of VDSR_REDIS_URL.",
     "eval": "Print the paper's table for a folder of HR images.",

@@ -6,8 +6,10 @@ once, and the commit counts once. Images that an earlier owner finished are not 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 
@@ -41,8 +43,12 @@ HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, UsageError)
 log = logging.getLogger(__name__)
 
 
-def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
-    """Do what is left of a chunk; nothing if it is done, another's, or its job has ended."""
+def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = None) -> None:
+    """Do what is left of a chunk; nothing if it is done, another's, or its job has ended.
+
+    Args:
+        worker: name of this one, for the results.
+    """
     lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
     rows: dict[int, Outcome] = {}
     try:
@@ -52,7 +58,7 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
         rows.update(grant.rows)
         parts = Parts(grant.job, runtime.settings)
         with lease.kept():
-            _work(runtime, lease, grant, parts, rows)
+            _work(runtime, lease, grant, parts, rows, worker)
             written = parts.add_results(chunk, _in_order(rows))
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
@@ -84,7 +90,9 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
         runtime.queue.member(job_id, lease.commit(written))
 
 
-def _work(runtime: Runtime, lease: Lease, grant: Grant, parts: Parts, rows: dict[int, Outcome]) -> None:
+def _work(
+    runtime: Runtime, lease: Lease, grant: Grant, parts: Parts, rows: dict[int, Outcome], worker: str | None
+) -> None:
     """Add the outcomes that are missing to `rows`, as far as the job lives."""
     images = parts.manifest(lease.chunk).images
     lease.again = {image.key: image.again for image in images if image.again}
@@ -95,7 +103,8 @@ def _work(runtime: Runtime, lease: Lease, grant: Grant, parts: Parts, rows: dict
             f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; the workers' logs tell why"
         )
     try:
-        for index, row in _outcomes(runtime, lease, grant, images):
+        for index, outcome in _outcomes(runtime, lease, grant, images):
+            row = dataclasses.replace(outcome, worker=worker, finished=round(time.time(), 2))
             rows[index] = row
             with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
                 lease.record(index, row)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from worker.errors import UsageError
 
 SCHEMA = 2
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
+
+
+ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no 0 o 1 i l
+JOB_ID = re.compile(rf"\d{{8}}-\d{{6}}-[{ALPHABET}]{{5}}")
 
 
 class State(StrEnum):
@@ -183,6 +188,10 @@ class Outcome:
     """Spent on it, by stage."""
     notes: tuple[str, ...] = ()
     """What the user should know of a finished image: "first of 12 frames"."""
+    worker: str | None = None
+    """Who attempted it."""
+    finished: float | None = None
+    """Unix time in seconds, by that worker's clock."""
 
     def to_json(self) -> str:
         """One line of the results."""
@@ -198,6 +207,5 @@ class Outcome:
 
 def new_job_id() -> str:
     """Sorts by time, and can be read out: "20261123-041502-x7qd2"."""
-    alphabet = "23456789abcdefghjkmnpqrstuvwxyz"  # no 0 o 1 i l
-    tail = "".join(secrets.choice(alphabet) for _ in range(5))
+    tail = "".join(secrets.choice(ALPHABET) for _ in range(5))
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + tail

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery import shared_task
+from celery import Task, shared_task
 
 from vdsr.device import choose_device
 from worker import app
@@ -31,10 +31,10 @@ def plan(job_id: str) -> None:
         here.queue.member(job_id, FINISH)
 
 
-@shared_task(name=app.UPSCALE)  # type: ignore[untyped-decorator]  # as above
-def upscale(job_id: str, chunk: int) -> None:
+@shared_task(name=app.UPSCALE, bind=True)  # type: ignore[untyped-decorator]  # as above
+def upscale(self: Task, job_id: str, chunk: int) -> None:
     """Do a chunk of a job."""
-    do_chunk(runtime(), job_id, chunk)
+    do_chunk(runtime(), job_id, chunk, worker=self.request.hostname)
 
 
 @shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above

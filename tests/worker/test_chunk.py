@@ -119,6 +119,7 @@ def test_results_that_a_dead_worker_wrote_are_taken_over_and_counted(settings: S
     ledger, job = planned(settings, photos)
     assert work(settings, job).returncode == 0
     rows = Parts(job, settings).results(0)
+    ledger.finish(job.id)  # its place is free
     again, twin = planned(settings, photos)  # its worker dies between writing the results and committing them
     Parts(twin, settings).add_results(0, [*rows[:2], rows[2].__class__("x", "x", "failed", 1, code="empty")])
 
@@ -135,7 +136,7 @@ def test_a_second_planner_adopts_what_the_first_had_written(settings: Settings, 
     ledger, job = planned(settings, photos)
     before = Parts(job, settings).manifest(0)
     (photos / "late.png").write_bytes(b"arrived after the listing")
-    twin = Job(**{**vars(job), "id": new_job_id()})
+    twin = Job(**{**vars(job), "id": new_job_id(), "destination": f"{photos}-twin"})
     parts = Parts(twin, settings)
     parts.write_job()
     parts.add_manifest(0, before)  # a planner wrote this part, and died before it told the ledger
