@@ -76,7 +76,7 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int) -> None:
         with suppress(TransientError):
             lease.release(blameless=True, uncounted=lease.in_hand)
             runtime.queue.upscale(job_id, chunk, again=True)
-        raise SystemExit from None  # the worker waits for this process to end
+        stopping.leave()
     except SystemExit:  # the grace time is over: nobody's fault, so that no image's attempt is counted
         with suppress(TransientError):
             lease.release(blameless=bool(lease.in_hand), uncounted=lease.in_hand)

@@ -100,3 +100,23 @@ def _written(folder: Path) -> dict[str, tuple[int, int]]:
     """Every output with what changes when it is written again."""
     paths = [path for path in folder.rglob("*.*") if path.is_file() and ".vdsr" not in path.parts]
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths if path.suffix != ".tmp"}
+
+
+@pytest.mark.faults
+def test_without_the_remapped_signal_a_worker_ends_behind_its_image_too(fleet: Rig, tmp_path: Path) -> None:
+    photos = _slow_photos(tmp_path / "photos", 24)
+    environment = {name: value for name, value in fleet.service.environment.items() if name != "REMAP_SIGTERM"}
+    plain = Node("plain", fleet.service.folder, environment)
+    fleet.nodes[0].ask_to_stop()
+    fleet.nodes.append(plain)
+    wait_until(lambda: fleet.nodes[0].ended)
+    job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
+    wait_until(lambda: fleet.counted(job_id) >= 2)
+
+    began = time.monotonic()
+    plain.ask_to_stop()
+    wait_until(lambda: plain.ended, GRACE_S)
+
+    assert time.monotonic() - began < GRACE_S / 2
+    assert fleet.leases(job_id) == {}
+    assert 2 <= fleet.counted(job_id) < 24
