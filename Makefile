@@ -6,9 +6,10 @@ READY := $(VENV)/.ready
 DEMO := demo-output
 DATA ?= ../shared/data
 RESULTS := benchmarks/results
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality check format train bench clean
+.PHONY: help setup demo test test-quality test-faults soak check format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,12 @@ test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
+
+test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what it cost (half an hour)
+	$(BIN)/python -m pytest -m "faults or not faults" tests/faults
+
+soak: $(READY) ## Mixed jobs under random faults for half an hour (MINUTES=30)
+	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
 
 check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and the compose file's schema
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ class Service:
         """Do a job to its end; its summary."""
         return self.wait(self.submit(source, destination, **options))
 
-    def wait(self, job_id: str) -> dict:
-        """The summary of a job once it has ended."""
-        record = self.client.wait(job_id, timeout_s=400)
+    def wait(self, job_id: str, *, timeout_s: float = 400, patience_s: float = 0) -> dict:
+        """The summary of a job once it has ended; Redis may be away for `patience_s`."""
+        record = self.client.wait(job_id, timeout_s=timeout_s, patience_s=patience_s)
         assert record is not None, self.client.ledger.record(job_id)
         return summarise(record)
 
@@ -70,10 +71,7 @@ class Service:
 
     def children(self) -> list[int]:
         """Process ids of the workers' pool processes, which do the work."""
-        guards = {worker.pid for worker in self.workers}
-        parents = {pid for pid, parent in _processes() if parent in guards}
-        names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid, parent in _processes() if parent in parents}
-        return [pid for pid, name in names.items() if b"spawn_main" in name]
+        return [child for worker in self.workers for parent in children_of(worker.pid) for child in pool_of(parent)]
 
 
 def vdsr(state: dict[str, str], *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +86,54 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [child for child, parent in _processes() if parent == pid]
+
+
+def pool_of(celery: int) -> list[int]:
+    """The processes of a Celery worker that do its work."""
+    found = []
+    for pid in children_of(celery):
+        with suppress(OSError):  # it has ended meanwhile
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_bytes(pid: int) -> int:
+    """Memory that a process holds; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def owner_of(port: int, pids: Iterable[int]) -> int | None:
+    """Which of these processes has a TCP connection from this local port."""
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if int(words[1].rpartition(":")[2], 16) == port:
+            inodes.add(f"socket:[{words[9]}]")
+    for pid in pids:
+        with suppress(OSError):
+            if any(os.readlink(link) in inodes for link in _links(pid)):
+                return pid
+    return None
+
+
+def _links(pid: int) -> Iterator[Path]:
+    """The open files of a process."""
+    yield from Path(f"/proc/{pid}/fd").iterdir()
 
 
 def _processes() -> list[tuple[int, int]]:

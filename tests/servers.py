@@ -9,13 +9,15 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 2
@@ -129,6 +131,180 @@ def _wait_for_s3(endpoint_url: str, process: subprocess.Popen[bytes], log: Path)
         except OSError:
             time.sleep(0.05)
     raise RuntimeError(f"no answer from the S3 server within {START_TIMEOUT_S} s: {log.read_text()[-2000:]}")
+
+
+# --- a way to a server that can be cut ------------------------------------------------------------------------------
+
+
+class Hold:
+    """Connections that send something are stopped there, until they are let go."""
+
+    def __init__(self, pattern: bytes, *, replies: bool, on_reach: Callable[[int], None]) -> None:
+        """
+        Args:
+            pattern: what is waited for, in what a client sends.
+            replies: let the request through, and keep back what the server answers.
+            on_reach: called with the client's port, before anything is sent on.
+        """
+        self.pattern, self.replies, self._on_reach = pattern, replies, on_reach
+        self.ports: list[int] = []
+        """The clients that have come so far."""
+        self._go = threading.Event()
+
+    def reach(self, port: int) -> None:
+        """A client has come."""
+        self._on_reach(port)
+        self.ports.append(port)
+
+    def release(self) -> None:
+        """Let them go, and stop nobody any more."""
+        self._go.set()
+
+    def wait(self) -> None:
+        """Until it is released."""
+        self._go.wait()
+
+    @property
+    def released(self) -> bool:
+        """Whether nobody is stopped any more."""
+        return self._go.is_set()
+
+
+class Proxy:
+    """Carries TCP connections to a server, and can stop doing so without closing anything, as a cut cable does."""
+
+    def __init__(self, target: Path | tuple[str, int]) -> None:
+        """
+        Args:
+            target: a server's Unix socket, or its host and port.
+        """
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ways: list[_Way] = []
+        self._holds: list[Hold] = []
+        self._silent = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def silence(self) -> None:
+        """Carry nothing any more, on connections that exist and on new ones, and close none."""
+        with self._lock:
+            self._silent = True
+            for way in self._ways:
+                way.carries.clear()
+
+    def restore(self, *, old: bool = True) -> None:
+        """Carry again; without `old`, only what connects from now on: the others are half open for good."""
+        with self._lock:
+            self._silent = False
+            if old:
+                for way in self._ways:
+                    way.carries.set()
+
+    def hold(
+        self, pattern: bytes, *, replies: bool = False, on_reach: Callable[[int], None] = lambda port: None
+    ) -> Hold:
+        """Stop whoever sends this; see Hold."""
+        made = Hold(pattern, replies=replies, on_reach=on_reach)
+        self._holds.append(made)
+        return made
+
+    def close(self) -> None:
+        """End it with all connections."""
+        for hold in self._holds:
+            hold.release()
+        self.restore()
+        self._listener.close()
+        for way in self._ways:
+            way.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, (_, port) = self._listener.accept()
+            except OSError:
+                return  # closed
+            try:
+                server = self._connect()
+            except OSError:
+                client.close()  # as a server that is not there refuses
+                continue
+            way = _Way(client, server, port)
+            with self._lock:
+                self._ways = [other for other in self._ways if not other.closed]
+                self._ways.append(way)
+                if not self._silent:
+                    way.carries.set()
+            threading.Thread(target=self._requests, args=(way,), daemon=True).start()
+            threading.Thread(target=way.replies, daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, tuple):
+            return socket.create_connection(self._target)
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._target))
+        except OSError:
+            server.close()
+            raise
+        return server
+
+    def _requests(self, way: _Way) -> None:
+        with way.ended():
+            while data := way.client.recv(1 << 16):
+                for hold in [hold for hold in self._holds if not hold.released and hold.pattern in data]:
+                    if hold.replies:
+                        way.held.append(hold)
+                    hold.reach(way.port)
+                    if not hold.replies:
+                        hold.wait()
+                way.carries.wait()
+                way.server.sendall(data)
+
+
+class _Way:
+    """One connection through a proxy."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, port: int) -> None:
+        self.client, self.server, self.port = client, server, port
+        self.carries = threading.Event()
+        self.held: list[Hold] = []
+        self.closed = False
+
+    def replies(self) -> None:
+        """Carry what the server answers."""
+        with self.ended():
+            while data := self.server.recv(1 << 16):
+                while self.held:
+                    self.held.pop().wait()
+                self.carries.wait()
+                self.client.sendall(data)
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """When one direction has ended, so has the other."""
+        try:
+            yield
+        except OSError:
+            pass  # closed by one side, or by us
+        finally:
+            self.carries.wait()  # not even that it was closed is heard through a cut cable
+            self.close()
+
+    def close(self) -> None:
+        """End both sides."""
+        self.closed = True
+        for end in (self.client, self.server):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
 # --- for any server -------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ Celery carries messages, and may lose or repeat them; the ledger knows what is d
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.errors import BrokerUnreachable
+from worker.fleet import ORDINARY
 from worker.settings import Settings
 
 QUEUE = "upscale"
@@ -23,9 +25,18 @@ FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
 
 
+class App(Celery):  # type: ignore[misc]  # celery has no types
+    """Celery, with a worker that stops as soon as it may."""
+
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802  # Celery's name for it
+        """See worker.stopping; a client never loads it."""
+        return self.subclass_with_self("worker.stopping:Worker")
+
+
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
-    app = Celery("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper"])
+    app = App("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper", "worker.stopping"])
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],  # no pickle: a message cannot run code
@@ -37,7 +48,8 @@ def make_app(settings: Settings) -> Celery:
         worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
         worker_concurrency=1,  # one worker a device
         worker_prefetch_multiplier=1,
-        worker_soft_shutdown_timeout=settings.grace_s,  # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213)
+        # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213); worker.stopping waits no longer than needed
+        worker_soft_shutdown_timeout=settings.grace_s,
         worker_cancel_long_running_tasks_on_connection_loss=True,  # 0 duplicates against 2 of 16
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
@@ -66,9 +78,9 @@ class Queue:
         """List more of a job."""
         self._send(PLAN, job_id)
 
-    def upscale(self, job_id: str, chunk: int) -> None:
-        """Do a chunk."""
-        self._send(UPSCALE, job_id, chunk)
+    def upscale(self, job_id: str, chunk: int, *, again: bool = False) -> None:
+        """Do a chunk; `again`, before all that wait for the first time."""
+        self._send(UPSCALE, job_id, chunk, priority=0 if again else ORDINARY)
 
     def member(self, job_id: str, member: str) -> None:
         """Whatever the ledger says is due: a chunk number, "plan" or "finish"."""
@@ -77,14 +89,14 @@ class Queue:
         elif member == "finish":
             self._send(FINISH, job_id)
         elif member:
-            self.upscale(job_id, int(member))
+            self.upscale(job_id, int(member), again=True)
 
     def train(self, run_id: str) -> None:
         """Do what is left of a training run."""
         self._send(TRAIN, run_id, queue=TRAINING)
 
-    def _send(self, name: str, *args: Any, queue: str = QUEUE) -> None:
+    def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0) -> None:
         try:
-            self._app.send_task(name, args=args, queue=queue)
+            self._app.send_task(name, args=args, queue=queue, priority=priority)
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, suppress
 
 from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
-from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError
+from worker import stopping
+from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError, WorkerStopping
 from worker.jobs import Image, Outcome, State
 from worker.ledger import Grant, Ledger
 from worker.parts import Parts
@@ -74,12 +75,18 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
         written = _in_order(rows)  # counted, though they may not be written down: the job must end
     except ImageCrashed as crash:
         if lease.release(failed=crash.number, why=repr(crash.__cause__)):
-            runtime.queue.upscale(job_id, chunk)
+            runtime.queue.upscale(job_id, chunk, again=True)
         raise
-    except SystemExit:  # asked to stop: nobody's fault, so that no image's attempt is counted
+    except WorkerStopping:
+        log.info("asked to stop: chunk %d of %s goes back with %d images done", chunk, job_id, len(rows))
+        with suppress(TransientError):
+            lease.release(blameless=True, uncounted=lease.in_hand)
+            runtime.queue.upscale(job_id, chunk, again=True)
+        stopping.leave()
+    except SystemExit:  # the grace time is over: nobody's fault, so that no image's attempt is counted
         with suppress(TransientError):
             lease.release(blameless=bool(lease.in_hand), uncounted=lease.in_hand)
-            runtime.queue.upscale(job_id, chunk)
+            runtime.queue.upscale(job_id, chunk, again=True)
         raise
     except TransientError as exc:  # Redis or the registry: the sweeper queues the chunk again in a while
         log.warning("chunk %d of %s pauses: %s", chunk, job_id, exc)
@@ -209,7 +216,7 @@ def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Ima
     # An image that was in hand when a worker died may be what killed it: such images go last and one by one,
     # so that the next death has one suspect only.
     for batch, ahead in ((todo, AHEAD), (suspects, 0)):
-        yield from line.run(batch, ahead=ahead, on_start=lease.start, on_tile=lease.check)
+        yield from line.run(batch, ahead=ahead, on_start=lease.start, on_tile=lease.check, on_next=stopping.check)
 
 
 def _pipeline(runtime: Runtime, grant: Grant) -> Pipeline:

@@ -14,6 +14,7 @@ VdsrError
 │   ├── AccessDenied        also a PermissionError
 │   ├── StorageFull         no space left, or over quota
 │   └── UnsafeKey           a name that would leave its root, or that the storage cannot hold
+├── WorkerStopping          this worker was asked to stop: finish the image in hand, begin no other
 ├── ProcessDied             the worker or Redis of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
 ├── JobStopped              the job or run was cancelled or has failed: stop work on it
 └── LeaseLost               another worker owns this chunk or run now: stop work on it
@@ -99,6 +100,10 @@ class UnsafeKey(StorageError):
     """A name that would leave its root, or that this storage cannot hold."""
 
     code = "unsafe_name"
+
+
+class WorkerStopping(VdsrError):
+    """This worker was asked to stop: what is in hand is finished, and the rest given back."""
 
 
 class ProcessDied(VdsrError):

@@ -6,7 +6,9 @@
 | vdsr:promoted      | hash   | serial, version: the last promotion that Redis was told of (worker.registry)  |
 | vdsr:refused       | hash   | version -> why a worker will not use it; deleted at the next promotion        |
 | vdsr:sweeper       | string | the worker that sweeps, for some seconds                                      |
-| vdsr:QUEUE         | list   | Celery's messages                                                             |
+| vdsr:QUEUE         | list   | Celery's messages: plans, last records, and chunks that a worker lost or gave |
+|                    |        | back. Workers take these first                                                |
+| vdsr:QUEUE^F^V3    | list   | the same: chunks for the first time (^F^V: bytes 6 and 22, kombu's separator) |
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from worker.redis_client import RedisClient
 
 WORKER_SEEN_S = 30
 """A worker that has not reported for this long counts as gone."""
+ORDINARY = 3
+"""Priority of a chunk for the first time; 0 is the highest. A lost chunk would wait behind all others of its job."""
 PROMOTED = "vdsr:promoted"
 REFUSED = "vdsr:refused"
 
@@ -46,7 +50,7 @@ class Fleet:
 
     def queue_length(self, queue: str) -> int:
         """Messages waiting in a Celery queue."""
-        return int(self._redis.do("llen", f"vdsr:{queue}"))
+        return sum(int(self._redis.do("llen", f"vdsr:{queue}{suffix}")) for suffix in ("", f"\x06\x16{ORDINARY}"))
 
     def claim(self, role: str, owner: str, seconds: float) -> bool:
         """Whether this process has a role ("sweeper") for the next while."""

@@ -276,8 +276,13 @@ for _, member in ipairs(redis.call('HKEYS', KEYS[3])) do
     if deadline then again(member, ARGV[2]) end
   end
 end
--- While other messages wait, one that is not taken probably waits too: it is repeated late and seldom.
+-- While other messages wait, a chunk that is not taken probably waits too: it is repeated late and seldom. Plans and
+-- last records wait behind no chunk: who has not taken one has lost it, or all workers are busy and it does no harm.
 local empty = ARGV[1] == '1'
+for _, member in ipairs({'plan', 'finish'}) do
+  local deadline = redis.call('ZSCORE', KEYS[2], member)
+  if deadline and tonumber(deadline) <= now then again(member, ARGV[2]) end
+end
 local latest = empty and now or now - ARGV[3]
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', latest, 'LIMIT', 0, 1000)) do
   if redis.call('HEXISTS', KEYS[3], member) == 0 then again(member, empty and ARGV[2] or 6 * ARGV[3]) end

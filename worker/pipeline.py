@@ -22,7 +22,7 @@ from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, ImageError, VdsrError
 from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_reference
 from vdsr.resize import scaled_size
-from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable
+from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable, WorkerStopping
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
@@ -106,6 +106,7 @@ class Pipeline:
         ahead: int = AHEAD,
         on_start: Callable[[int], None],
         on_tile: Callable[[], None],
+        on_next: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, Outcome]]:
         """Work on numbered images; their outcomes in order, as each is written.
 
@@ -113,6 +114,7 @@ class Pipeline:
             ahead: images to read ahead; 0 has one image in hand at a time.
             on_start: called with an image's number before anything touches it.
             on_tile: called between tiles; what it raises ends the run.
+            on_next: called between images; what it raises ends the run behind the image in hand.
         """
         admission = Admission(budget_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
@@ -121,6 +123,7 @@ class Pipeline:
             waiting = deque(images)
             try:
                 while waiting or loading:
+                    on_next()
                     while waiting and len(loading) <= ahead:
                         number, image = waiting.popleft()
                         on_start(number)
@@ -136,7 +139,8 @@ class Pipeline:
                     while storing and (len(storing) > ahead or storing[0][2].done()):
                         yield _outcome(*storing.popleft())
                 yield from _drained(storing)
-            except JobStopped:  # what is on its way to storage already will be there, and gets its outcome
+            except (JobStopped, WorkerStopping, SystemExit):
+                # What is on its way to storage already will be there, and gets its outcome.
                 yield from _drained(storing)
                 raise
             finally:
