@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 RESULTS := benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality check format train bench clean
+.PHONY: help setup demo test test-quality test-faults check format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
+
+test-faults: $(READY) ## Run the long tests under faults too: storage, workers, Redis, network
+	$(BIN)/python -m pytest -m "faults or not faults" tests/faults
 
 check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and the compose file's schema
 	$(BIN)/ruff check .
