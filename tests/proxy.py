@@ -224,6 +224,15 @@ def after(action: Callable[[], object]) -> Fault:
     return act
 
 
+def holding(data: bytes) -> Fault:
+    """There is such an object."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(200, [("ETag", '"0"'), ("Content-Type", "image/png")], data)
+
+    return answer
+
+
 def listing(keys: Sequence[str], size_bytes: int = 100) -> Fault:
     """A page with keys that the real server could not hold, as ListObjectsV2 gives them when asked to URL-encode."""
 

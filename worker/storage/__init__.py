@@ -90,5 +90,7 @@ def fold(key: str) -> str:
 
 
 def is_hidden(key: str) -> bool:
-    """Whether any part of the key starts with a dot."""
-    return key.startswith(".") or "/." in key
+    """Whether any part of the key starts with a dot; "." and ".." are no names, and are to be told."""
+    if not key.startswith(".") and "/." not in key:
+        return False
+    return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))

@@ -222,7 +222,7 @@ class LocalStorage:
         folder = self._root
         for part in key.split("/"):
             path = os.path.join(folder, part)
-            if any(_same_file(path, os.path.join(folder, other)) for other in _variants(part)):
+            if any(os.path.lexists(os.path.join(folder, other)) for other in _variants(part)):
                 names = os.listdir(folder)
                 if part not in names:
                     there = next((name for name in names if fold(name) == fold(part)), "another")
@@ -252,13 +252,6 @@ def _variants(name: str) -> set[str]:
     """Other names that a disk may take for this one."""
     forms = {unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.swapcase()}
     return forms - {name}
-
-
-def _same_file(path: str, other: str) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.lstat(other))
-    except OSError:
-        return False
 
 
 def _version(found: os.stat_result) -> str:
