@@ -24,7 +24,9 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    # What is no Unicode, of a file name that is not UTF-8, becomes JSON's own escape: \udce9.
+    click.echo(text.encode(errors="backslashreplace").decode())
 
 
 def job_line(job: Job) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 from vdsr import checkpoint, smoke
 from vdsr.upscale import Upscaler
 from worker.client import Client, draft
+from worker.embedded import guarded, worker_command, worker_environment
 from worker.jobs import Image as JobImage
 from worker.jobs import Job, Model, Options, Outcome
 from worker.parts import Parts, final_rows
@@ -72,6 +73,44 @@ class Service:
     def children(self) -> list[int]:
         """Process ids of the workers' pool processes, which do the work."""
         return [child for worker in self.workers for parent in children_of(worker.pid) for child in pool_of(parent)]
+
+
+@contextmanager
+def running_service(redis_url: str, folder: Path, environment: dict[str, str], count: int = 2) -> Iterator[Service]:
+    """Workers on a Redis, under their guards, once they have reported.
+
+    They run without root's privilege to read and write whatever it likes: as other users do.
+    """
+    own = {
+        **worker_environment(load_settings({"VDSR_REDIS_URL": redis_url})),
+        "VDSR_THREADS": "1",
+        "VDSR_LEASE_S": "6",
+        "VDSR_CHUNK_IMAGES": "25",
+        "VDSR_REGISTRY": str(folder / "models"),
+        "VDSR_RUNS": str(folder / "runs"),
+        "VDSR_CACHE_DIR": str(folder / "cache"),
+        **environment,
+    }
+    settings = load_settings(own)
+    client = Client.connect(settings)
+    with ExitStack() as running:
+        workers = [
+            running.enter_context(
+                guarded(
+                    [*UNPRIVILEGED, *worker_command(name=f"{n}-{os.getpid()}@%h")],
+                    log=folder / f"{n}.log",
+                    cwd=folder,
+                    env=own,
+                )
+            )
+            for n in range(count)
+        ]
+        wait_until(lambda: len(client.workers()) == count, 120)
+        yield Service(client, settings, workers, folder, own)
+
+
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+"""Goes before a command: root obeys the permissions of files, too."""
 
 
 def vdsr(state: dict[str, str], *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

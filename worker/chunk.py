@@ -52,6 +52,7 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
     """
     lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
     rows: dict[int, Outcome] = {}
+    parts: Parts | None = None
     try:
         grant = lease.take()
         if grant is None:
@@ -72,7 +73,7 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
     except HOPELESS as exc:
         log.error("job %s fails: %s", job_id, exc)
         runtime.ledger.stop(job_id, State.FAILED, str(exc))
-        written = _in_order(rows)  # counted, though they may not be written down: the job must end
+        written = _written_down(parts, chunk, rows)
     except ImageCrashed as crash:
         if lease.release(failed=crash.number, why=repr(crash.__cause__)):
             runtime.queue.upscale(job_id, chunk, again=True)
@@ -117,6 +118,17 @@ def _work(
                 lease.record(index, row)
     except JobStopped:
         log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
+
+
+def _written_down(parts: Parts | None, chunk: int, rows: dict[int, Outcome]) -> list[Outcome]:
+    """What a chunk got done before its job failed, at the destination if that can be; counted in any case."""
+    done = _in_order(rows)
+    if parts is not None and done:
+        try:
+            return parts.add_results(chunk, done)
+        except (StorageError, TransientError) as exc:  # the ledger has the counts, and the job must end
+            log.error("cannot write down what chunk %d got done: %s", chunk, exc)
+    return done
 
 
 def _in_order(rows: dict[int, Outcome]) -> list[Outcome]:

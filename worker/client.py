@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,9 +17,10 @@ from worker.ledger import FINISH, Ledger, Record
 from worker.models import choose
 from worker.names import output_key
 from worker.parts import Parts, failed_rows, job_ids
-from worker.plan import Listing
+from worker.plan import FOLDER_UNREADABLE, Listing
 from worker.recovery import again, unfinished
 from worker.settings import Settings
+from worker.storage import fold
 from worker.uris import Place, open_storage, resolve
 
 LOOK_S = 0.4
@@ -183,7 +184,7 @@ class Client:
 
 def _again(row: Outcome) -> Image:
     """A failed image, to be done again; what failed by its name alone would fail, or do harm, again."""
-    by_name = row.code in ("name_collision", "unsafe_name")
+    by_name = row.code in ("name_collision", "unsafe_name", FOLDER_UNREADABLE)
     problem = (row.code or "", row.message or "") if by_name else None
     return Image(row.key, row.size_bytes, "", row.output, problem, again=row.code)
 
@@ -339,3 +340,16 @@ def _preview(job: Job, place: Place, settings: Settings) -> None:
     for image in part.images:
         if image.problem and image.problem[0] == "name_collision":
             raise UsageError(image.problem[1])
+    _refuse_twins(job, part.images, settings)
+
+
+def _refuse_twins(job: Job, images: Iterable[Image], settings: Settings) -> None:
+    """Outputs whose names differ in case or Unicode form only, for a disk that takes those for one."""
+    first: dict[str, Image] = {}
+    twins = [(first.setdefault(fold(image.output), image), image) for image in images if not image.problem]
+    pair = next(((one, other) for one, other in twins if one is not other), None)
+    if pair and open_storage(job.destination, settings).folds_names():
+        raise UsageError(
+            f"2 inputs map to names that {job.destination} takes for one ({pair[0].key}, {pair[1].key}); rename one of "
+            "them, leave it out with --exclude, or give a destination on a disk that tells them apart"
+        )

@@ -11,8 +11,11 @@ VdsrError
 │   └── StorageUnavailable  S3 does not answer, or is overloaded
 ├── StorageError            this object's fault, or its permissions'
 │   ├── ObjectNotFound      also a FileNotFoundError
+│   │   └── PlaceGone       not one object, but its whole bucket or folder: ends the job
 │   ├── AccessDenied        also a PermissionError
+│   │   └── BadCredentials  expired, unknown or missing: nothing at all is allowed, and the job ends
 │   ├── StorageFull         no space left, or over quota
+│   ├── NameCollision       another name's object would be replaced
 │   └── UnsafeKey           a name that would leave its root, or that the storage cannot hold
 ├── WorkerStopping          this worker was asked to stop: finish the image in hand, begin no other
 ├── ProcessDied             the worker or Redis of `vdsr upscale` or `vdsr dev` keeps ending; exit code 1
@@ -20,7 +23,8 @@ VdsrError
 └── LeaseLost               another worker owns this chunk or run now: stop work on it
 
 A StorageError or StorageUnavailable while an image is worked on becomes that image's outcome; its `code` is what
-results files and `vdsr status` call it.
+results files and `vdsr status` call it. What no image can be blamed for (PlaceGone, BadCredentials) ends the job
+instead: every further image would fail alike.
 """
 
 from __future__ import annotations
@@ -90,10 +94,24 @@ class AccessDenied(StorageError, PermissionError):
     code = "access_denied"
 
 
+class PlaceGone(ObjectNotFound):
+    """The bucket, or the folder that is the source, is not there (any more)."""
+
+
+class BadCredentials(AccessDenied):
+    """Whatever is asked for, these credentials are refused: none, expired, unknown, or with a wrong secret."""
+
+
 class StorageFull(StorageError):
     """No space left on the device, or over quota."""
 
     code = "disk_full"
+
+
+class NameCollision(StorageError):
+    """The disk takes this name for that of another file, which would be replaced."""
+
+    code = "name_collision"
 
 
 class UnsafeKey(StorageError):

@@ -22,11 +22,21 @@ from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, ImageError, VdsrError
 from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_reference
 from vdsr.resize import scaled_size
-from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable, WorkerStopping
+from worker.errors import (
+    BadCredentials,
+    JobStopped,
+    LeaseLost,
+    ObjectNotFound,
+    PlaceGone,
+    StorageError,
+    StorageUnavailable,
+    WorkerStopping,
+)
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
 from worker.memory import Admission, Turn, budget_bytes, needed_bytes
+from worker.patience import Patience
 from worker.settings import Settings
 from worker.storage import Storage
 
@@ -44,7 +54,9 @@ SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
 ITS_OWN_FAULT = (ImageError, StorageError, StorageUnavailable)
-"""Errors that become an image's outcome; any other is a fault of this program and rises."""
+"""Errors that become an image's outcome; any other is a fault of this program and rises, but for these:"""
+NO_IMAGES_FAULT = (JobStopped, LeaseLost, CheckpointError, DeviceError, PlaceGone, BadCredentials)
+CHANGED = "it was changed after it was listed; this is what it was when it was read"
 
 
 class ImageCrashed(VdsrError):
@@ -98,6 +110,7 @@ class Pipeline:
     ) -> None:
         self.job, self.upscaler, self.settings = job, upscaler, settings
         self.source, self.target, self.reference = source, target, reference
+        self.looking, self.reading, self.writing = Patience(), Patience(), Patience()
 
     def run(
         self,
@@ -113,9 +126,10 @@ class Pipeline:
         Args:
             ahead: images to read ahead; 0 has one image in hand at a time.
             on_start: called with an image's number before anything touches it.
-            on_tile: called between tiles; what it raises ends the run.
+            on_tile: called between tiles, and while a storage is waited for; what it raises ends the run.
             on_next: called between images; what it raises ends the run behind the image in hand.
         """
+        waits = self.looking, self.reading, self.writing = Patience(on_tile), Patience(on_tile), Patience(on_tile)
         admission = Admission(budget_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
             loading: deque[tuple[int, Image, Future[Work]]] = deque()
@@ -139,28 +153,41 @@ class Pipeline:
                     while storing and (len(storing) > ahead or storing[0][2].done()):
                         yield _outcome(*storing.popleft())
                 yield from _drained(storing)
-            except (JobStopped, WorkerStopping, SystemExit):
-                # What is on its way to storage already will be there, and gets its outcome.
-                yield from _drained(storing)
+            except (JobStopped, PlaceGone, BadCredentials, WorkerStopping, SystemExit) as end:
+                yield from self._begun(storing, end)
                 raise
             finally:
                 admission.close()
+                for wait in waits:
+                    wait.close()
                 for _, _, load in loading:
                     load.cancel()
                 for _, _, store in storing:
                     store.cancel()
+
+    def _begun(
+        self, storing: deque[tuple[int, Image, Future[Outcome]]], end: BaseException
+    ) -> Iterator[tuple[int, Outcome]]:
+        """What is on its way to storage already will be there, and gets its outcome."""
+        if not isinstance(end, WorkerStopping):  # which alone leaves time to wait for a storage
+            self.writing.close()
+        for number, row in _drained(storing):
+            if not (isinstance(end, SystemExit) and row.code == StorageUnavailable.code):  # done again, by others
+                yield number, row
 
     def load(self, image: Image, turn: Turn) -> Work:
         """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards."""
         options = self.job.options
         work = Work(image, turn=turn)
         try:
-            if options.overwrite == "never" and self.target.exists(image.output):
+            if options.overwrite == "never" and self.looking(self.target.exists, image.output):
                 turn.leave()
                 return work
             with work.stage("fetch"):
-                data = self.source.read(image.key)
+                data, version = self.reading(self.source.read_version, image.key)
             work.picture = self._decode(work, data, turn)
+            if image.version and version != image.version:
+                work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
             if work.format == "JPEG":
                 work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
@@ -200,7 +227,7 @@ class Pipeline:
                 data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
             work.pixels = None
             with work.stage("write"):
-                self.target.write(work.image.output, data)
+                self.writing(self.target.write, work.image.output, data)
         finally:
             work.turn.leave()
         return Outcome(
@@ -256,7 +283,7 @@ class Pipeline:
         except BaseException as exc:
             if work and work.turn:
                 work.turn.leave()
-            if isinstance(exc, ITS_OWN_FAULT):
+            if isinstance(exc, ITS_OWN_FAULT) and not isinstance(exc, NO_IMAGES_FAULT):
                 exc.__traceback__ = None  # its frames hold the picture
                 return _settled(failure(image, exc.code, str(exc)))
             raise
@@ -287,7 +314,7 @@ class Pipeline:
         given = self.job.options.reference_key
         for name in [given] if given else [stem + suffix for suffix in (f".{own}", *IMAGE_SUFFIXES)]:
             try:
-                data = self.reference.read(name)
+                data = self.reading(self.reference.read, name)
             except ObjectNotFound:
                 continue
             except (StorageError, StorageUnavailable) as exc:
@@ -337,6 +364,8 @@ def _outcome(number: int, image: Image, store: Future[Outcome]) -> tuple[int, Ou
     with _blamed(number):
         try:
             return number, store.result()
+        except NO_IMAGES_FAULT:
+            raise
         except ITS_OWN_FAULT as exc:
             exc.__traceback__ = None  # its frames hold the file
             return number, failure(image, exc.code, str(exc))
@@ -349,7 +378,7 @@ def _blamed(number: int) -> Iterator[None]:
     """Say which image a fault belongs to."""
     try:
         yield
-    except (JobStopped, LeaseLost, CheckpointError, DeviceError):  # no image's fault
+    except NO_IMAGES_FAULT:
         raise
     except Exception as exc:
         raise ImageCrashed(number) from exc

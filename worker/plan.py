@@ -27,6 +27,7 @@ LOW_WATER = 500
 """Planning goes on when fewer are left."""
 SCAN = 10_000
 """Most objects looked at for one chunk, so that a planner reports even where few objects are images."""
+FOLDER_UNREADABLE = "folder_unreadable"
 BYTES_PER_PIXEL = {"JPEG": 0.3, "WEBP": 0.2, "GIF": 0.6, "PNG": 1.5, "TIFF": 3.0, "BMP": 3.0}
 """Typical of photographs. Only the evenness of chunks hangs on it."""
 CHUNK_MEGAPIXELS = {"cpu": 8, "cuda": 4096}
@@ -88,7 +89,9 @@ class Listing:
         ignored, scanned, pixels = 0, 0, 0.0
         while self.waiting is not None and len(images) < self.most_images and scanned < SCAN:
             entry = self.waiting
-            if not (self.job.only or self._wanted(entry.key)):
+            if entry.problem and not self._excluded(entry.key):
+                images.append(_unreadable(entry))
+            elif not (self.job.only or self._wanted(entry.key)):
                 ignored += 1
             else:
                 cost = self._output_pixels(entry)
@@ -97,7 +100,8 @@ class Listing:
                 pixels += cost
                 images.append(self._image(entry))
             scanned += 1
-            self.after = entry.key
+            if not entry.problem or entry.key > self.after:  # one that was read in part may lie before
+                self.after = entry.key
             self.waiting = next(self.entries, None)
         cursor = json.dumps({"after": self.after, "stack": self.namer.stack})
         return Part(images=tuple(images), ignored=ignored, cursor=cursor, last=self.waiting is None)
@@ -105,8 +109,10 @@ class Listing:
     def _wanted(self, key: str) -> bool:
         options = self.job.options
         included = not options.include or any(fnmatchcase(key, pattern) for pattern in options.include)
-        excluded = any(fnmatchcase(key, pattern) for pattern in options.exclude)
-        return is_image(key) and included and not excluded
+        return is_image(key) and included and not self._excluded(key)
+
+    def _excluded(self, key: str) -> bool:
+        return any(fnmatchcase(key, pattern) for pattern in self.job.options.exclude)
 
     def _image(self, entry: Entry) -> Image:
         if self.job.only:
@@ -121,6 +127,12 @@ class Listing:
         return entry.size_bytes / per_pixel * self.job.options.scale**2
 
 
+def _unreadable(entry: Entry) -> Image:
+    """A folder that may not be read stands in the manifest as one failed image, so that it is counted and told."""
+    message = f"{entry.problem}; what it holds is not known, so submit again with --overwrite never once it is mended"
+    return Image(entry.key, 0, "", entry.key, (FOLDER_UNREADABLE, message))
+
+
 def _entries(job: Job, settings: Settings, after: str) -> Iterator[Entry]:
     """The source's objects after a key, without those of a destination that lies inside the source."""
     source = open_storage(job.source, settings)
@@ -128,6 +140,6 @@ def _entries(job: Job, settings: Settings, after: str) -> Iterator[Entry]:
         key = job.only[0]
         near = takewhile(lambda e: e.key <= key, source.entries(after=max(after, key[:-1]), recursive=False))
         return (entry for entry in near if entry.key == key)
-    listing = source.entries(after=after, recursive=job.options.recursive)
+    listing = source.entries(after=after, recursive=job.options.recursive, with_denied=True)
     inside = f"{job.destination}/".removeprefix(f"{job.source.rstrip('/')}/")
     return (entry for entry in listing if not entry.key.startswith(inside))

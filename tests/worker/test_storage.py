@@ -27,7 +27,9 @@ from servers import S3Server
 
 from worker.errors import (
     AccessDenied,
+    BadCredentials,
     ObjectNotFound,
+    PlaceGone,
     StorageError,
     StorageFull,
     StorageUnavailable,
@@ -782,7 +784,9 @@ def test_an_object_too_large_for_one_request_is_refused(monkeypatch: pytest.Monk
         ("403", 403, AccessDenied),
         ("SignatureDoesNotMatch", 403, AccessDenied),
         ("RequestTimeTooSkewed", 403, AccessDenied),
-        ("ExpiredToken", 400, AccessDenied),
+        ("ExpiredToken", 400, BadCredentials),
+        ("InvalidAccessKeyId", 403, BadCredentials),
+        ("NoSuchBucket", 404, PlaceGone),
         ("InternalError", 500, StorageUnavailable),
         ("SlowDown", 503, StorageUnavailable),
         ("RequestTimeout", 400, StorageUnavailable),

@@ -10,6 +10,7 @@ listings leave them out.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,8 @@ class Entry:
     size_bytes: int
     version: str
     """Changes when the content does: an S3 ETag, or size and modification time."""
+    problem: str = ""
+    """Of a folder that may not be read: why. Its key ends with "/", and what it holds is not known."""
 
 
 class Storage(Protocol):
@@ -31,17 +34,31 @@ class Storage(Protocol):
     uri: str
     """The root, as a user would write it: "/data/photos" or "s3://bucket/prefix"."""
 
-    def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
-        """Objects behind `after`, a key that an earlier listing gave, in the storage's order."""
+    def entries(self, *, after: str = "", recursive: bool = True, with_denied: bool = False) -> Iterator[Entry]:
+        """Objects behind `after`, a key that an earlier listing gave, in the storage's order.
+
+        Args:
+            with_denied: give folders that may not be read as entries with a `problem`; otherwise AccessDenied rises.
+        """
 
     def read(self, key: str) -> bytes:
         """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails."""
+
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object, and its version as a listing would tell it.
+
+        S3 never mixes two versions. On disk a file that is seen to change while it is read is StorageUnavailable; a
+        program that writes in place, and pauses, cannot be told from one that is done.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
 
     def write(self, key: str, data: bytes) -> None:
         """Replace the object whole: readers see the old bytes or the new, never a mix."""
+
+    def folds_names(self) -> bool:
+        """Whether names that `fold` makes equal are one name here, as on the disks of most Macs."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the object only if there is none; of two at the same time, exactly one is told True."""
@@ -67,6 +84,13 @@ def check_key(key: str) -> str:
     return key
 
 
+def fold(key: str) -> str:
+    """What a disk sees of a key that neither tells upper from lower case, nor forms of Unicode apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
+
+
 def is_hidden(key: str) -> bool:
-    """Whether any part of the key starts with a dot."""
-    return key.startswith(".") or "/." in key
+    """Whether any part of the key starts with a dot; "." and ".." are no names, and are to be told."""
+    if not key.startswith(".") and "/." not in key:
+        return False
+    return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))

@@ -12,20 +12,24 @@ import hashlib
 import os
 import secrets
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vdsr.errors import VdsrError
 from worker.errors import (
     AccessDenied,
+    NameCollision,
     ObjectNotFound,
+    PlaceGone,
     StorageError,
     StorageFull,
     StorageUnavailable,
     UnsafeKey,
 )
-from worker.storage import Entry, check_key
+from worker.storage import Entry, check_key, fold
 
 
 class LocalStorage:
@@ -35,7 +39,7 @@ class LocalStorage:
         self.uri = os.path.abspath(root)
         self._root = os.path.realpath(self.uri)
 
-    def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
+    def entries(self, *, after: str = "", recursive: bool = True, with_denied: bool = False) -> Iterator[Entry]:
         """Files with keys greater than `after`, in byte order of their keys.
 
         Folders that lie wholly before `after` are not visited; memory holds the names of the open folders only.
@@ -44,21 +48,50 @@ class LocalStorage:
         with _naming_errors(after):
             after_key = os.fsencode(after)
         for key in self._walk(after_key, recursive):
+            if isinstance(key, _Denied):
+                if not with_denied:
+                    raise key.error
+                if key.folder != after_key:  # else the listing before has told it
+                    yield Entry(os.fsdecode(key.folder), 0, "", problem=str(key.error))
+                continue
             path = os.path.join(os.fsencode(self._root), key)
             with _naming_errors(os.fsdecode(path)):
                 try:
                     found = os.lstat(path)
                 except FileNotFoundError:
                     continue
-            yield Entry(os.fsdecode(key), found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
+                except PermissionError:  # its folder may be listed, but not entered
+                    if not with_denied:
+                        raise
+                    yield Entry(os.fsdecode(key), 0, "")  # reading it will tell
+                    continue
+            yield Entry(os.fsdecode(key), found.st_size, _version(found))
 
     def read(self, key: str) -> bytes:
         """The whole file."""
+        return self.read_version(key)[0]
+
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        """The whole file and its version; StorageUnavailable while another program writes it.
+
+        Raises:
+            PlaceGone: not the file alone, but the root is missing.
+        """
         path = self._path(key)
-        with _naming_errors(path), open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StorageError(f"{path!r} is a device or a pipe, not a file; leave it out")
-            return file.read()
+        try:
+            with _naming_errors(path), open(path, "rb", opener=_open_at_once) as file:
+                before = os.fstat(file.fileno())
+                if not stat.S_ISREG(before.st_mode):
+                    raise StorageError(f"{path!r} is a device or a pipe, not a file; leave it out")
+                data = file.read()
+                version = _version(os.fstat(file.fileno()))
+        except ObjectNotFound as exc:
+            if os.path.isdir(self._root):
+                raise
+            raise PlaceGone(f"{self.uri!r} is not there any more; mount or restore it, then submit again") from exc
+        if version != _version(before):
+            raise StorageUnavailable(f"{path!r} was written while it was read; retry when that is over")
+        return data, version
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file; a folder is none."""
@@ -73,7 +106,29 @@ class LocalStorage:
         """Replace the file whole; its folders are made where they are missing."""
         path = self._path_to_write(key)
         with _naming_errors(path), _temporary_file(path, data) as temporary:
-            os.replace(temporary, path)
+            if not _linked_anew(temporary, path):
+                self._refuse_other_name(key)
+                os.replace(temporary, path)
+
+    def folds_names(self) -> bool:
+        """Whether names that differ in case only, or in Unicode normalisation only, are one name in this folder.
+
+        Tried with a hidden file, in the nearest folder that there is; False where that may not be written.
+        """
+        folder = self._root
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        name = f".{secrets.token_hex(8)}.é.tmp"
+        probe = os.path.join(folder, name)
+        try:
+            _write_new(probe, b"")
+        except OSError:  # the first write will tell why
+            return False
+        try:
+            return any(os.path.lexists(os.path.join(folder, other)) for other in _variants(name))
+        finally:
+            with suppress(OSError):
+                os.unlink(probe)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the file only if there is none; of two at the same time, exactly one is told True."""
@@ -105,8 +160,8 @@ class LocalStorage:
                 os.replace(temporary, path)
         return True
 
-    def _walk(self, after: bytes, recursive: bool) -> Iterator[bytes]:
-        """Keys of files, depth first, in byte order."""
+    def _walk(self, after: bytes, recursive: bool) -> Iterator[bytes | _Denied]:
+        """Keys of files, depth first, in byte order; a folder that may not be read stands where its files would."""
         open_folders = [self._children(b"", after)]
         while open_folders:
             key = next(open_folders[-1], None)
@@ -115,7 +170,10 @@ class LocalStorage:
             elif not key.endswith(b"/"):
                 yield key
             elif recursive:
-                open_folders.append(self._children(key, after))
+                try:
+                    open_folders.append(self._children(key, after))
+                except AccessDenied as exc:
+                    yield _Denied(key, exc)
 
     def _children(self, folder: bytes, after: bytes) -> Iterator[bytes]:
         """Keys of one folder in byte order, those of folders with their "/", as far as they may lead past `after`.
@@ -137,10 +195,9 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 if not folder:
                     raise  # a missing root is an error; a folder that vanished below it is none
-        for name in sorted(names):
-            key = folder + name
-            if key > after or (key.endswith(b"/") and after.startswith(key)):
-                yield key
+        names.sort()
+        keys = (folder + name for name in names)
+        return (key for key in keys if key > after or (key.endswith(b"/") and after.startswith(key)))
 
     def _path(self, key: str) -> str:
         """Where the key lies, symbolic links followed only as far as they stay below the root."""
@@ -160,11 +217,45 @@ class LocalStorage:
                 raise StorageError(f"{path!r} needs a folder where there is a file; rename one of them") from exc
         return path
 
+    def _refuse_other_name(self, key: str) -> None:
+        """A file that is there must have this very name: "A.png" is not to replace "a.png" where those are one."""
+        folder = self._root
+        for part in key.split("/"):
+            path = os.path.join(folder, part)
+            if any(os.path.lexists(os.path.join(folder, other)) for other in _variants(part)):
+                names = os.listdir(folder)
+                if part not in names:
+                    there = next((name for name in names if fold(name) == fold(part)), "another")
+                    raise NameCollision(
+                        f"{path!r} is taken for {there!r} by this disk, which would be replaced; "
+                        "rename one of them, or write to a disk that tells them apart"
+                    )
+            folder = path
+
     def _refuse_outside(self, path: str) -> None:
         with _naming_errors(path):
             resolved = os.path.realpath(path)
         if os.path.commonpath([self._root, resolved]) != self._root:
             raise UnsafeKey(f"{path!r} leads out of {self.uri!r} by a symbolic link; copy its target into the folder")
+
+
+@dataclass(frozen=True)
+class _Denied:
+    """A folder that may not be read."""
+
+    folder: bytes
+    """Its key, with "/" at the end."""
+    error: AccessDenied
+
+
+def _variants(name: str) -> set[str]:
+    """Other names that a disk may take for this one."""
+    forms = {unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), name.swapcase()}
+    return forms - {name}
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _digest(data: bytes) -> str:
@@ -205,6 +296,22 @@ def _write_new(path: str, data: bytes) -> None:
             with suppress(OSError):
                 os.unlink(path)
             raise
+
+
+def _linked_anew(temporary: str, path: str) -> bool:
+    """Give the temporary file its final name if nothing has that; of two at the same time, one is told True.
+
+    False, too, where there are no hard links.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        if exc.errno not in _NO_HARD_LINKS:
+            raise
+        return False
+    return True
 
 
 def _link(temporary: str, path: str, data: bytes) -> bool:

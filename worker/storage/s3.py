@@ -38,7 +38,9 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 from vdsr.errors import VdsrError
 from worker.errors import (
     AccessDenied,
+    BadCredentials,
     ObjectNotFound,
+    PlaceGone,
     StorageError,
     StorageFull,
     StorageUnavailable,
@@ -80,8 +82,12 @@ class S3Storage:
         self._endpoint_url = _check_endpoint(endpoint_url)
         self._region = region
 
-    def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
-        """Objects with keys greater than `after`; markers that stand for folders ("a/", 0 bytes) are left out."""
+    def entries(self, *, after: str = "", recursive: bool = True, with_denied: bool = False) -> Iterator[Entry]:
+        """Objects with keys greater than `after`; markers that stand for folders ("a/", 0 bytes) are left out.
+
+        Args:
+            with_denied: changes nothing, since S3 has no folders that could deny.
+        """
         # EncodingType is left to botocore: it then asks for URL-encoded keys, which XML could not all hold as they
         # are (control characters), and decodes them. If asked for here, the keys would come undecoded.
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._folder, "MaxKeys": PAGE_SIZE}
@@ -91,12 +97,12 @@ class S3Storage:
             request["Delimiter"] = "/"
         while True:
             with self._naming_errors(""):
-                page = self._client.list_objects_v2(**request)
+                page = self._ask("list_objects_v2", **request)
             for found in page.get("Contents", ()):
                 key, size_bytes = found["Key"].removeprefix(self._folder), found["Size"]
                 is_marker = not key or (key.endswith("/") and size_bytes == 0)
                 if not is_marker and not is_hidden(key):
-                    yield Entry(key, size_bytes, found["ETag"].strip('"'))
+                    yield Entry(key, size_bytes, _version(found["ETag"]))
             if not page["IsTruncated"]:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
@@ -105,12 +111,17 @@ class S3Storage:
         """The whole object, its length verified."""
         return self.read_tagged(key)[0]
 
+    def read_version(self, key: str) -> tuple[bytes, str]:
+        """The whole object and its version: what one GET answers is never a mix."""
+        data, tag = self.read_tagged(key)
+        return data, _version(tag)
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object; False, too, where there is no such bucket (HEAD does not tell)."""
         name = self._name(key)
         with self._naming_errors(key):
             try:
-                self._client.head_object(Bucket=self._bucket, Key=name)
+                self._ask("head_object", Bucket=self._bucket, Key=name)
             except ClientError as exc:
                 if _status(exc) == 404:
                     return False
@@ -121,7 +132,11 @@ class S3Storage:
         """Replace the object in one request, and so whole."""
         request = self._put_request(key, data)
         with self._naming_errors(key):
-            self._client.put_object(**request)
+            self._ask("put_object", **request)
+
+    def folds_names(self) -> bool:
+        """Never: keys are bytes to S3."""
+        return False
 
     def create(self, key: str, data: bytes) -> bool:
         """Write the object only if there is none; of two at the same time, exactly one is told True."""
@@ -151,7 +166,7 @@ class S3Storage:
         with self._naming_errors(key):
             for pause_s in CONFLICT_PAUSES_S:
                 try:
-                    self._client.put_object(**request)
+                    self._ask("put_object", **request)
                 except ClientError as exc:
                     if _status(exc) == 412:
                         return _was_repeated(exc) and self._writer(request["Key"]) == writer
@@ -168,6 +183,16 @@ class S3Storage:
     def _client(self) -> Any:
         return clients.get(self._endpoint_url, self._region)
 
+    def _ask(self, operation: str, **request: Any) -> Any:
+        """The server's answer; asked once more if the credentials had run out, with those that boto3 finds then."""
+        try:
+            return getattr(self._client, operation)(**request)
+        except ClientError as exc:
+            if _code(exc) not in _STALE_CREDENTIALS:
+                raise
+            clients.forget()
+            return getattr(self._client, operation)(**request)
+
     def _name(self, key: str) -> str:
         """The key's full name in the bucket."""
         name = self._folder + _check_encodable(check_key(key))
@@ -177,7 +202,7 @@ class S3Storage:
         return name
 
     def _fetch(self, name: str) -> tuple[bytes, str]:
-        answer = self._client.get_object(Bucket=self._bucket, Key=name)
+        answer = self._ask("get_object", Bucket=self._bucket, Key=name)
         with closing(answer["Body"]) as body:
             data: bytes = body.read()
         if len(data) != answer["ContentLength"]:
@@ -195,7 +220,7 @@ class S3Storage:
 
     def _writer(self, name: str) -> str | None:
         """Which `create` wrote the object, if one did."""
-        metadata: dict[str, str] = self._client.head_object(Bucket=self._bucket, Key=name)["Metadata"]
+        metadata: dict[str, str] = self._ask("head_object", Bucket=self._bucket, Key=name)["Metadata"]
         return metadata.get(_WRITER)
 
     @contextmanager
@@ -207,7 +232,7 @@ class S3Storage:
         except ClientError as exc:
             raise self._refusal(place, exc) from exc
         except _NO_CREDENTIALS as exc:
-            raise AccessDenied(f"{place}: no usable credentials ({type(exc).__name__}); {_SET_CREDENTIALS}") from exc
+            raise BadCredentials(f"{place}: no usable credentials ({type(exc).__name__}); {_SET_CREDENTIALS}") from exc
         except (*_BROKEN_BODY, NoConnectionError, HTTPClientError) as exc:
             raise StorageUnavailable(
                 f"{place}: no whole answer from {self._server} ({type(exc).__name__}); "
@@ -307,6 +332,10 @@ def _content_type(key: str) -> str:
     return guessed if guessed and not encoding else "application/octet-stream"
 
 
+def _version(etag: str) -> str:
+    return etag.strip('"')
+
+
 def _code(exc: ClientError) -> str:
     return str(exc.response.get("Error", {}).get("Code", ""))
 
@@ -338,23 +367,28 @@ _BROKEN_BODY = (
     Urllib3Error,  # botocore lets some through, such as a TLS failure within a body
 )
 
+_STALE_CREDENTIALS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
+"""Not SignatureDoesNotMatch, as some servers answer for a name that they encode in another way."""
+
 _DENIED = (AccessDenied, _SET_CREDENTIALS)
+_REFUSED = (BadCredentials, _SET_CREDENTIALS)
 _GONE = (ObjectNotFound, "it may have been moved or deleted")
 _FULL = (StorageFull, "free some space or raise the quota, then retry")
 _BUSY = (StorageUnavailable, "it is overloaded or failing; retry later")
 _UNEXPECTED = (StorageError, "check endpoint, region and bucket")
 
 _BY_CODE: dict[str, tuple[type[VdsrError], str]] = {
-    "NoSuchBucket": (ObjectNotFound, "check the bucket's name, or create it"),
+    "NoSuchBucket": (PlaceGone, "check the bucket's name, or create it"),
     "KeyTooLongError": (UnsafeKey, "give it a shorter name"),
     "InvalidObjectState": (StorageError, "it is archived; restore it first"),
     "RequestTimeTooSkewed": (AccessDenied, "set this machine's clock"),
     "RequestTimeout": _BUSY,
     "QuotaExceeded": _FULL,
     "XMinioAdminBucketQuotaExceeded": _FULL,
-    "ExpiredToken": _DENIED,
-    "InvalidToken": _DENIED,
-    "TokenRefreshRequired": _DENIED,
+    "ExpiredToken": _REFUSED,
+    "InvalidToken": _REFUSED,
+    "TokenRefreshRequired": _REFUSED,
+    "InvalidAccessKeyId": _REFUSED,
     "400": _DENIED,  # all that an answer to HEAD says of an expired token
 }
 _BY_STATUS: dict[int, tuple[type[VdsrError], str]] = {
