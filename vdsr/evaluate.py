@@ -112,14 +112,15 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
 
 
 def mean_comparison(rows: Sequence[Comparison]) -> Comparison:
-    """The mean of images' figures: what papers print for a set."""
+    """The mean of images' figures: what papers print for a set; NaN where there are none."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [v for v in values if v is not None]
         return sum(known) / len(known) if known else None
 
     def score(scores: list[Score]) -> Score:
-        return Score(psnr_y=mean([s.psnr_y for s in scores]) or math.nan, ssim=mean([s.ssim for s in scores]))
+        psnr = mean([s.psnr_y for s in scores])
+        return Score(psnr_y=math.nan if psnr is None else psnr, ssim=mean([s.ssim for s in scores]))
 
     return Comparison(bicubic=score([r.bicubic for r in rows]), vdsr=score([r.vdsr for r in rows]))
 

@@ -23,8 +23,9 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """What a container may use, in both generations of Linux' control groups."""
 PILLOW_BYTES = 4
 """A pixel in Pillow, which holds RGB in four."""
-BLED_BYTES = 20.0
-"""For each byte of a picture with transparent parts, while their colour is made (`vdsr.alpha`): copies in float."""
+BLED_BYTES = 4.5
+"""For each byte of a picture with transparent parts, while their colour is made (`vdsr.alpha`): the new picture, and
+half its size in float, some times over."""
 FILE_SHARE = {"PNG": 0.8, "TIFF": 1.6, "BMP": 2.1, "JPEG": 0.5, "WEBP": 0.8}
 """The written file in shares of its pixels, with the copies that its encoder makes; photographs need less."""
 
@@ -49,7 +50,7 @@ def needed_bytes(header: Header, scale: float, image_format: str, *, reference: 
     before, after = header.height * header.width, height * width
     source, result = before * header.pixel_bytes, after * header.pixel_bytes
     decoding = 2 * source + PILLOW_BYTES * before
-    bleeding = source + int(BLED_BYTES * source) if header.alpha else 0
+    bleeding = int(BLED_BYTES * source) if header.alpha else 0
     # Beside the picture: the reference while it is decoded, and luminance of it, of the result and of bicubic
     scoring = source + 3 * result + (PILLOW_BYTES + 3) * after if reference else 0
     copy = 0 if image_format == "PNG" else PILLOW_BYTES * after

@@ -69,6 +69,8 @@ class Work:
     turn: Turn | None = None
     """Holds its memory, until it is stored."""
     format: str = ""
+    notes: tuple[str, ...] = ()
+    """Of `upscale`, beside those of the picture."""
     pixels: NDArray[Any] | None = None
     """After `upscale`."""
     psnr: dict[str, Any] | None = None
@@ -180,10 +182,9 @@ class Pipeline:
             with work.stage("score"):
                 work.psnr = self._score(work, on_tile)
         work.seconds["network"] = round(work.seconds.get("network", 0) + self.upscaler.network_s - before, 4)
-        notes = work.picture.notes
         if again := self.upscaler.redone - redone:
-            notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
-        work.picture = replace(work.picture, pixels=work.pixels[:0].copy(), notes=notes)
+            work.notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
+        work.picture = replace(work.picture, pixels=work.pixels[:0].copy())
 
     def store(self, work: Work) -> Outcome:
         """Encode and write; the finished outcome."""
@@ -209,7 +210,7 @@ class Pipeline:
             width=width,
             height=height,
             seconds=work.seconds,
-            notes=work.picture.notes,
+            notes=work.picture.notes + work.notes,
         )
 
     def _decode(self, work: Work, data: bytes, turn: Turn) -> Picture:
@@ -229,7 +230,7 @@ class Pipeline:
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
         """Small images of one size, in one pass of the network; each is told its share of the time."""
-        began, before = time.perf_counter(), self.upscaler.network_s
+        began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
         for work, result in zip(
             works, self.upscaler.upscale_alike(pixels, self.job.options.scale, on_tile=on_tile), strict=True
@@ -238,6 +239,9 @@ class Pipeline:
         for work in works:
             work.seconds["upscale"] = round((time.perf_counter() - began) / len(works), 4)
             work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
+            if again := self.upscaler.redone - redone:  # nobody knows of which of them
+                note = f"{again} tiles of {len(works)} images computed together overflowed in bf16; redone in fp32"
+                work.notes += (note,)
 
     def _upscaled(
         self, image: Image, load: Future[Work], storers: ThreadPoolExecutor, on_tile: Callable[[], None]

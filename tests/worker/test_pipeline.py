@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from PIL import Image
 import worker.images
 from vdsr import Upscaler
 from vdsr.errors import CheckpointError
+from worker.jobs import Image as JobImage
+from worker.memory import Admission
 from worker.pipeline import ImageCrashed, Pipeline
 
 RNG = np.random.default_rng(3)
@@ -101,6 +103,28 @@ def test_tiles_that_were_redone_are_noted(folder: Path, monkeypatch: pytest.Monk
     (row,) = run_line(line, ["3.png"])
 
     assert row.notes == ("2 tiles overflowed in bf16 and were computed in fp32",)
+
+
+def test_tiles_that_were_redone_are_noted_of_images_that_went_through_together(folder: Path) -> None:
+    line = pipeline(folder, engine="torch", score=False)
+    executor = line.upscaler.engine.executor
+    begin = executor.begin
+
+    def overflowing(planes: Sequence[np.ndarray], *, exact: bool) -> Callable[[], np.ndarray]:
+        stack = begin(planes, exact=exact)()
+        return lambda: stack if exact else stack * np.float32("inf")
+
+    executor.begin = overflowing
+    line.upscaler.engine.exact = False
+    works = [line.load(JobImage(name, 1, "", name), Admission(1 << 30).draw()) for name in ("0.png", "1.png")]
+
+    line._upscale_together(works, lambda: None)
+    for work in works:
+        line.upscale(work, lambda: None)
+    rows = [line.store(work) for work in works]
+
+    note = "2 tiles of 2 images computed together overflowed in bf16; redone in fp32"
+    assert [row.notes for row in rows] == [(note,), (note,)]
 
 
 def test_broken_weights_are_no_images_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
