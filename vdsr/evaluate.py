@@ -100,15 +100,24 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
     """
     if color_channels(sr) != color_channels(reference):
         raise NotComparable("one is gray and the other has colour")
-    if any(abs(a - b) >= math.ceil(scale) for a, b in zip(sr.shape[:2], reference.shape[:2], strict=True)):
-        wanted, given = (f"{p.shape[1]} x {p.shape[0]}" for p in (sr, reference))
-        raise NotComparable(f"the reference has {given} pixels, the output {wanted}")
+    check_sizes(sr, reference.shape[:2], scale)
     height, width = (min(a, b) for a, b in zip(sr.shape[:2], reference.shape[:2], strict=True))
     y_bicubic = _bicubic_luminance(lr, scale)[:height, :width]
     y_sr, y_hr = (luminance(p)[:height, :width] for p in (sr, reference))
     if min(height, width) < 2 * math.ceil(scale) + 1:
         raise NotComparable(f"{width} x {height} pixels are too few to shave by {math.ceil(scale)}")
     return _compare(y_bicubic, y_sr, y_hr, scale, with_ssim=True)
+
+
+def check_sizes(sr: NDArray[Any], reference: tuple[int, ...], scale: float) -> None:
+    """Whether an upscaled picture can be compared with one of this (height, width).
+
+    Raises:
+        NotComparable: it is larger or smaller by the scale or more.
+    """
+    if any(abs(a - b) >= math.ceil(scale) for a, b in zip(sr.shape[:2], reference, strict=True)):
+        wanted, given = (f"{width} x {height}" for height, width in (sr.shape[:2], reference))
+        raise NotComparable(f"the reference has {given} pixels, the output {wanted}")
 
 
 def mean_comparison(rows: Sequence[Comparison]) -> Comparison:

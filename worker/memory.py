@@ -36,8 +36,12 @@ class TurnedAway(VdsrError):
 
 def budget_bytes(settings: Settings) -> int:
     """What pictures in hand may take: the setting, or half of the machine or container, less the process itself."""
-    whole = settings.memory_budget or max(LEAST_MEMORY_BUDGET, _machine_bytes() // 2)
-    return whole - PROCESS_BYTES
+    return _whole_budget(settings) - PROCESS_BYTES
+
+
+def file_bytes(settings: Settings) -> int:
+    """What files may take that are read and not decoded yet; and so the largest file."""
+    return settings.max_file_bytes or _whole_budget(settings) // 4
 
 
 def needed_bytes(header: Header, scale: float, image_format: str, *, reference: bool) -> int:
@@ -119,6 +123,10 @@ class Turn:
             queue.used -= self._taken
             self._taken = 0
             queue.changed.notify_all()
+
+
+def _whole_budget(settings: Settings) -> int:
+    return settings.memory_budget or max(LEAST_MEMORY_BUDGET, _machine_bytes() // 2)
 
 
 def _machine_bytes() -> int:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vdsr.device import DeviceError
-from vdsr.errors import CheckpointError, ImageError, VdsrError
-from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_reference
+from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
+from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_degraded, score_reference
 from vdsr.resize import scaled_size
 from worker.errors import JobStopped, LeaseLost, ObjectNotFound, StorageError, StorageUnavailable
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
-from worker.memory import Admission, Turn, budget_bytes, needed_bytes
+from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
 from worker.settings import Settings
 from worker.storage import Storage
 
@@ -116,7 +116,7 @@ class Pipeline:
             on_start: called with an image's number before anything touches it.
             on_tile: called between tiles; what it raises ends the run.
         """
-        admission = Admission(budget_bytes(self.settings))
+        admission, files = Admission(budget_bytes(self.settings)), Admission(file_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
             loading: deque[tuple[int, Image, Future[Work]]] = deque()
             storing: deque[tuple[int, Image, Future[Outcome]]] = deque()
@@ -126,7 +126,8 @@ class Pipeline:
                     while waiting and len(loading) <= ahead:
                         number, image = waiting.popleft()
                         on_start(number)
-                        loading.append((number, image, loaders.submit(self.load, image, admission.draw())))
+                        load = loaders.submit(self.load, image, admission.draw(), files.draw())
+                        loading.append((number, image, load))
                     together = _alike(loading, self.job.options.scale)
                     if len(together) > 1:
                         with _blamed(together[0][0]):  # suspects are tried alone, and so it is cleared
@@ -143,22 +144,28 @@ class Pipeline:
                 raise
             finally:
                 admission.close()
+                files.close()
                 for _, _, load in loading:
                     load.cancel()
                 for _, _, store in storing:
                     store.cancel()
 
-    def load(self, image: Image, turn: Turn) -> Work:
-        """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards."""
+    def load(self, image: Image, turn: Turn, file: Turn) -> Work:
+        """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards.
+
+        Args:
+            turn: for the picture, given back when it is stored.
+            file: for its bytes, given back when it is decoded.
+        """
         options = self.job.options
         work = Work(image, turn=turn)
         try:
             if options.overwrite == "never" and self.target.exists(image.output):
                 turn.leave()
                 return work
-            with work.stage("fetch"):
-                data = self.source.read(image.key)
+            data = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
+            del data
             work.format = output_format(work.picture.format, options.format)
             if work.format == "JPEG":
                 work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
@@ -168,6 +175,8 @@ class Pipeline:
         except BaseException:
             turn.leave()
             raise
+        finally:
+            file.leave()
         return work
 
     def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
@@ -213,6 +222,15 @@ class Pipeline:
             notes=work.picture.notes + work.notes,
         )
 
+    def _fetch(self, work: Work, file: Turn) -> bytes:
+        limit = file_bytes(self.settings)
+        if work.image.size_bytes > limit:
+            raise FileTooLarge(work.image.size_bytes, limit)
+        with work.stage("wait"):
+            file.enter(work.image.size_bytes)
+        with work.stage("fetch"):
+            return self.source.read(work.image.key, max_bytes=limit)  # it may have grown since it was listed
+
     def _decode(self, work: Work, data: bytes, turn: Turn) -> Picture:
         options = self.job.options
 
@@ -223,9 +241,10 @@ class Pipeline:
             with work.stage("wait"):
                 turn.enter(need)
 
+        waited = work.seconds["wait"]
         with work.stage("decode"):
             picture = decode(data, max_pixels=self.settings.max_pixels, on_header=admit)
-        work.seconds["decode"] = round(work.seconds["decode"] - work.seconds["wait"], 4)
+        work.seconds["decode"] = round(work.seconds["decode"] - (work.seconds["wait"] - waited), 4)
         return picture
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
@@ -274,26 +293,33 @@ class Pipeline:
                 centre = _centre(work.picture.pixels)
                 result = score_degraded(self.upscaler, centre, scale, with_ssim=False, on_tile=on_tile)
             else:
-                truth = self._read_reference(work.image.key)
+                truth = self._read_reference(work.image.key, work.pixels)
                 result = score_reference(work.pixels, work.picture.pixels, truth, scale)
         except NotComparable as exc:
             return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
         return {"kind": kind, **_figures(result)}
 
-    def _read_reference(self, key: str) -> NDArray[Any]:
+    def _read_reference(self, key: str, output: NDArray[Any]) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
         assert self.reference is not None
+
+        def comparable(header: Header) -> None:  # before its pixels take memory that was reckoned for this output
+            size = header.height, header.width
+            turned = size[::-1]  # as EXIF may want it
+            near = min((size, turned), key=lambda given: abs(given[0] - output.shape[0]))
+            check_sizes(output, near, self.job.options.scale)
+
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key
         for name in [given] if given else [stem + suffix for suffix in (f".{own}", *IMAGE_SUFFIXES)]:
             try:
-                data = self.reference.read(name)
+                data = self.reference.read(name, max_bytes=file_bytes(self.settings))
             except ObjectNotFound:
                 continue
-            except (StorageError, StorageUnavailable) as exc:
+            except (ImageError, StorageError, StorageUnavailable) as exc:
                 raise NotComparable(f"the reference cannot be read: {exc}") from exc
             try:
-                return decode(data, max_pixels=self.settings.max_output_pixels).pixels
+                return decode(data, max_pixels=self.settings.max_output_pixels, on_header=comparable).pixels
             except ImageError as exc:
                 raise NotComparable(f"the reference cannot be decoded: {exc}") from exc
         raise NotComparable(f"there is no reference for {key} at {self.reference.uri}")

@@ -34,8 +34,12 @@ class Storage(Protocol):
     def entries(self, *, after: str = "", recursive: bool = True) -> Iterator[Entry]:
         """Objects behind `after`, a key that an earlier listing gave, in the storage's order."""
 
-    def read(self, key: str) -> bytes:
-        """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails."""
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails.
+
+        Args:
+            max_bytes: of an object that is larger, nothing is held: FileTooLarge.
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vdsr.errors import VdsrError
+from vdsr.errors import FileTooLarge, VdsrError
 from worker.errors import (
     AccessDenied,
     ObjectNotFound,
@@ -52,13 +52,23 @@ class LocalStorage:
                     continue
             yield Entry(os.fsdecode(key), found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
 
-    def read(self, key: str) -> bytes:
-        """The whole file."""
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole file; FileTooLarge where it has more than `max_bytes`."""
         path = self._path(key)
         with _naming_errors(path), open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise StorageError(f"{path!r} is a device or a pipe, not a file; leave it out")
-            return file.read()
+            if max_bytes is None:
+                return file.read()
+            if found.st_size > max_bytes:
+                raise FileTooLarge(found.st_size, max_bytes)
+            data = file.read(found.st_size + 1)
+            if len(data) > found.st_size:  # it grows while it is read
+                data += file.read(max_bytes + 1 - len(data))
+            if len(data) > max_bytes:
+                raise FileTooLarge(len(data), max_bytes)
+            return data
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file; a folder is none."""
