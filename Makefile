@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 RESULTS := benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality check format train bench clean
+.PHONY: help setup demo test test-faults test-quality check format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo: $(READY) ## Upscale real sample photographs x2 with an embedded Redis and 
 
 test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 	$(BIN)/python -m pytest
+
+test-faults: $(READY) ## Run the long tests under faults, and the short ones (minutes)
+	$(BIN)/python -m pytest -m "faults or not faults" tests/faults
 
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
