@@ -6,6 +6,7 @@ VdsrError
 │   ├── ImageUnreadable     no known format, or its bytes are damaged
 │   ├── ImageTruncated      it ends before its pixels do
 │   ├── ImageTooLarge       more pixels than the limit, before or after upscaling
+│   ├── FileTooLarge        more bytes in the file than the limit
 │   ├── ImageNeedsMemory    more memory than the budget
 │   ├── ImageUnsupported    a kind of picture that would be harmed (CMYK, 16-bit colour, ...)
 │   └── FormatLimit         the output format cannot hold a picture of that size
@@ -81,6 +82,19 @@ class ImageTooLarge(ImageError):
         self.reason = (
             f"{width:,} x {height:,} are {width * height:,} pixels, over the limit of {limit:,}; "
             f"split the picture, or raise {setting}"
+        )
+
+
+class FileTooLarge(ImageError):
+    """The file has more bytes than this worker reads into memory."""
+
+    code = "too_large"
+
+    def __init__(self, size_bytes: int, limit: int) -> None:
+        super(ImageError, self).__init__(size_bytes, limit)
+        self.reason = (
+            f"the file has {size_bytes:,} bytes, over the limit of {limit:,}; "
+            "compress or split the picture, or raise VDSR_MAX_FILE_BYTES"
         )
 
 

@@ -100,9 +100,7 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
     """
     if color_channels(sr) != color_channels(reference):
         raise NotComparable("one is gray and the other has colour")
-    if any(abs(a - b) >= math.ceil(scale) for a, b in zip(sr.shape[:2], reference.shape[:2], strict=True)):
-        wanted, given = (f"{p.shape[1]} x {p.shape[0]}" for p in (sr, reference))
-        raise NotComparable(f"the reference has {given} pixels, the output {wanted}")
+    check_sizes(sr, reference.shape[:2], scale)
     height, width = (min(a, b) for a, b in zip(sr.shape[:2], reference.shape[:2], strict=True))
     y_bicubic = _bicubic_luminance(lr, scale)[:height, :width]
     y_sr, y_hr = (luminance(p)[:height, :width] for p in (sr, reference))
@@ -111,15 +109,27 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
     return _compare(y_bicubic, y_sr, y_hr, scale, with_ssim=True)
 
 
+def check_sizes(sr: NDArray[Any], reference: tuple[int, ...], scale: float) -> None:
+    """Whether an upscaled picture can be compared with one of this (height, width).
+
+    Raises:
+        NotComparable: it is larger or smaller by the scale or more.
+    """
+    if any(abs(a - b) >= math.ceil(scale) for a, b in zip(sr.shape[:2], reference, strict=True)):
+        wanted, given = (f"{width} x {height}" for height, width in (sr.shape[:2], reference))
+        raise NotComparable(f"the reference has {given} pixels, the output {wanted}")
+
+
 def mean_comparison(rows: Sequence[Comparison]) -> Comparison:
-    """The mean of images' figures: what papers print for a set."""
+    """The mean of images' figures: what papers print for a set; NaN where there are none."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [v for v in values if v is not None]
         return sum(known) / len(known) if known else None
 
     def score(scores: list[Score]) -> Score:
-        return Score(psnr_y=mean([s.psnr_y for s in scores]) or math.nan, ssim=mean([s.ssim for s in scores]))
+        psnr = mean([s.psnr_y for s in scores])
+        return Score(psnr_y=math.nan if psnr is None else psnr, ssim=mean([s.ssim for s in scores]))
 
     return Comparison(bicubic=score([r.bicubic for r in rows]), vdsr=score([r.vdsr for r in rows]))
 

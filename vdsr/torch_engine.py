@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -82,8 +82,12 @@ class TorchEngine:
             parts.append(Part(*plane.shape))
             for rows in self.budget.spans(len(plane)):
                 tiles += self.budget.tiles(plane[rows.read_start : rows.read_stop], rows, parts[-1], rows.start)
-        self.compute(tiles, on_tile)
-        self.finish()
+        try:
+            self.compute(tiles, on_tile)
+            self.finish()
+        except BaseException:
+            self.abandon(parts)
+            raise
         return np.stack([part.plane for part in parts])
 
     def compute(self, tiles: Sequence[Tile], on_tile: Callable[[], None], *, exact: bool = False) -> None:
@@ -108,6 +112,17 @@ class TorchEngine:
         """Wait for all that is under way."""
         while self._under_way:
             self._collect()
+
+    def abandon(self, parts: Collection[Part]) -> None:
+        """Keep nothing of an image that ends early; others' tiles go on."""
+        others: deque[tuple[list[Tile], bool, Callable[[], Stack]]] = deque()
+        while self._under_way:
+            stack, exact, result = self._under_way.popleft()
+            if stack[0].part in parts:
+                result()  # waited for: the device still writes where the next stack would lie
+            else:
+                others.append((stack, exact, result))
+        self._under_way = others
 
     def _begin(self, stack: list[Tile], exact: bool) -> Callable[[], Stack] | None:
         """None if it was too much, and less is planned for from now on."""
@@ -155,10 +170,14 @@ class _Image:
         """As `Stream`."""
         self._held.append(rows)
         self._stop += len(rows)
-        while self._spans and self._stop >= self._spans[0].read_stop:
-            self._begin()
-        if not self._spans:
-            self._engine.finish()
+        try:
+            while self._spans and self._stop >= self._spans[0].read_stop:
+                self._begin()
+            if not self._spans:
+                self._engine.finish()
+        except BaseException:
+            self._engine.abandon(self._parts)
+            raise
         done = [rows[:0]]
         while self._parts and not self._parts[0].left:
             done.append(self._parts.popleft().plane)

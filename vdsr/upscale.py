@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdsr import checkpoint
-from vdsr.alpha import bleed
+from vdsr.alpha import bled
 from vdsr.banded import BLOCK
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
 from vdsr.device import choose_device
@@ -172,7 +172,7 @@ class Upscaler:
         channels = samples.shape[2]
         if channels in (2, 4):
             self._upscale_alpha(samples[..., -1:], plan, target[..., -1:], on_tile)
-            samples = _bled(samples)
+            samples = bled(samples)
             channels -= 1
         self._upscale_color(samples[..., :channels], plan, target[..., :channels], on_tile)
         return out
@@ -300,16 +300,3 @@ def _check(pixels: NDArray[Any], scale: float) -> None:
         raise ValueError(f"pixels are {pixels.dtype}; give uint8 or uint16")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (2, 3, 4)) or 0 in pixels.shape:
         raise ValueError(f"shape is {pixels.shape}; give (H, W), (H, W, 2), (H, W, 3) or (H, W, 4), not empty")
-
-
-def _bled(samples: NDArray[Any]) -> NDArray[Any]:
-    """(H, W, C + 1) samples with colour under the transparent pixels."""
-    hidden = samples[..., -1] == 0
-    if not hidden.any() or hidden.all():
-        return samples
-    peak = np.iinfo(samples.dtype).max
-    scaled = samples.astype(np.float32).transpose(2, 0, 1) / np.float32(peak)
-    color = bleed(scaled[:-1], scaled[-1])
-    out = samples.copy()
-    out[..., :-1] = np.round(color * peak).transpose(1, 2, 0)
-    return out

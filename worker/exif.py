@@ -31,6 +31,11 @@ NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 """Types that hold whole numbers."""
 
 
+MOST_TAGS = 65_535
+MOST_NUMBERS = 1_000_000
+"""Of one tag: a picture has fewer strips and tiles."""
+
+
 class DamagedExif(Exception):
     """The directories cannot be followed."""
 
@@ -65,7 +70,7 @@ def _directory(data: bytes, start: int) -> tuple[dict[int, _Entry], int]:
         raise DamagedExif
     (count,) = struct.unpack_from(order + count_code, data, start)
     size = struct.calcsize("=" + entry) + word
-    if count > 65_535 or at + count * size + word > len(data):
+    if count > MOST_TAGS or at + count * size + word > len(data):
         raise DamagedExif
     found: dict[int, _Entry] = {}
     for place in range(at, at + count * size, size):
@@ -85,6 +90,45 @@ def first_tags(data: bytes) -> dict[int, _Entry]:
         return _directory(data, _first(data))[0]
     except DamagedExif:
         return {}
+
+
+def is_bomb(data: bytes) -> bool:
+    """Whether reading the directories would fill memory many times over: tags that share the same bytes or have
+    millions of numbers. Pillow copies every tag's value, also out of directories that are cut off.
+    """
+    waiting = [(0, _first(data))]
+    while waiting:
+        name, start = waiting.pop()
+        children, sound = _children(data, start, CHILDREN.get(name, ()))
+        if not sound:
+            return True
+        waiting += children
+    return False
+
+
+def _children(data: bytes, start: int, wanted: tuple[int, ...]) -> tuple[list[tuple[int, int]], bool]:
+    """Directories that this one points to, and whether its values have room in the file beside each other."""
+    order = _order(data)
+    count_code, entry, word = ("Q", "HHQ", 8) if 43 in data[2:4] else ("H", "HHL", 4)
+    at, size = start + struct.calcsize(count_code), struct.calcsize("=" + entry) + word
+    if at > len(data):
+        return [], True
+    (count,) = struct.unpack_from(order + count_code, data, start)
+    if count > MOST_TAGS:
+        return [], False
+    claimed, children = 0, []
+    for place in range(at, min(at + count * size, len(data) - size + 1), size):
+        tag, kind, length = struct.unpack_from(order + entry, data, place)
+        width = WIDTHS.get(kind, 8)
+        length_bytes = length * width * (2 if kind in (5, 10) else 1)
+        (value,) = struct.unpack_from(order + entry[-1], data, place + size - word)
+        if tag in wanted:
+            children.append((tag, value))
+        if word < length_bytes <= len(data) - value:
+            claimed += length_bytes
+            if claimed > len(data) or (width > 1 and length > MOST_NUMBERS):
+                return [], False
+    return children, True
 
 
 def numbers(data: bytes, entry: _Entry | None) -> tuple[int, ...]:
@@ -108,12 +152,12 @@ def pixels_end(data: bytes) -> int:
     return max(ends, default=0) if tags else len(data) + 1
 
 
-def count_pages(data: bytes) -> int:
-    """Pages of a TIFF; Pillow's own count takes time by the square of their number."""
+def count_pages(data: bytes, most: int) -> int:
+    """Pages of a TIFF, counted up to `most`; Pillow's own count takes time by the square of their number."""
     seen: set[int] = set()
     order, big = _order(data), 43 in data[2:4]
     at = _first(data)
-    while at and at not in seen and at + (8 if big else 2) <= len(data):
+    while at and at not in seen and len(seen) < most and at + (8 if big else 2) <= len(data):
         seen.add(at)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
         link = at + (8 + count * 20 if big else 2 + count * 12)

@@ -48,6 +48,7 @@ from worker.exif import (
     count_pages,
     exif_of_tiff,
     first_tags,
+    is_bomb,
     number,
     numbers,
     pixels_end,
@@ -64,6 +65,19 @@ MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 """Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500."""
 LONGEST_SIDE = 200_000
 """Pixels after scaling, in any format: time and memory of bicubic grow with a side, however few pixels there are."""
+FRAMES_COUNTED = 1000
+"""There may be millions, which take minutes to find."""
+MOST_PIECES = 10_000
+"""Markers of a JPEG before its pixels, chunks of a PNG beside them: others have some dozens, and Pillow takes a
+microsecond and keeps a hundred bytes for each."""
+LEAST_PIECE_BYTES = 256
+"""Chunks of a PNG that hold fewer are counted among them."""
+MOST_BLOCKS = 100_000
+"""Pieces of the extensions of a GIF before its pixels, 255 bytes each: likewise."""
+MOST_JUNK_BYTES = 1 << 20
+"""Between the markers of a JPEG."""
+MOST_EXIF_MARKERS = 64
+"""Of a JPEG, 64 KB each: Pillow puts them together in time by the square of their number."""
 MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
 """What 32-bit offsets reach."""
 
@@ -103,11 +117,11 @@ DAMAGE = (
     AssertionError,
     EOFError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
 )
-"""What Pillow raises on damaged bytes. Not Exception: Celery's time limit, which may strike there, is one too."""
+"""What Pillow raises on damaged bytes. Not Exception: Celery's time limit, which may strike there, is one too. Nor
+MemoryError: that is this machine's shortage."""
 
 
 @dataclass(frozen=True)
@@ -289,16 +303,21 @@ def _sniff(data: bytes) -> str:
 
 def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     """The picture with its header read, and no pixels."""
+    own_exif = b""
     if image_format == "TIFF":
         _check_tiff(data)
     elif image_format == "PNG":
         _check_png(data)
+    elif image_format == "JPEG":
+        own_exif = _checked_jpeg(data)
     _check_size(*_allocated_size(data, image_format), max_pixels)
     # Ours is the limit, for the whole process: Pillow's would refuse what ours lets pass, and up to twice its value
     # it is a mere warning.
     Image.MAX_IMAGE_PIXELS = None
     with _reading(data, image_format):
         try:
+            if own_exif and is_bomb(own_exif):
+                raise ValueError("its EXIF would fill the memory")
             image = Image.open(io.BytesIO(data), formats=[image_format])
         except DAMAGE:
             # Pillow looks for a JPEG's resolution in its EXIF, and may trip over it
@@ -316,13 +335,34 @@ def _reading(data: bytes, image_format: str) -> Iterator[None]:
     """Around Pillow's own calls, and nothing else: what they raise, as the ImageError that it is."""
     try:
         yield
+    except MemoryError as exc:
+        raise _shortage(data, image_format) from exc
     except DAMAGE as exc:
+        if image_format == "WEBP" and not _has_memory(data):
+            raise _shortage(data, image_format) from exc
         if "truncated" in str(exc).lower() or _ends_early(data, image_format):
             raise ImageTruncated(
                 f"this {image_format} of {len(data):,} bytes ends before its pixels do; copy it again from its source"
             ) from exc
         what = "its header makes no sense" if isinstance(exc, UnidentifiedImageError) else str(exc)
         raise ImageUnreadable(f"this {image_format} is damaged ({what}); copy it again from its source") from exc
+
+
+def _shortage(data: bytes, image_format: str) -> MemoryError:
+    return MemoryError(
+        f"there was not enough memory to decode a {image_format} of {len(data):,} bytes; "
+        "lower VDSR_MEMORY_BUDGET, or give this worker more memory"
+    )
+
+
+def _has_memory(webp: bytes) -> bool:
+    """Whether there is room for what libwebp takes at once, which does not tell a shortage from damage."""
+    width, height = _webp_size(webp)
+    try:
+        bytearray(8 * width * height)
+    except MemoryError:
+        return False
+    return True
 
 
 def _ends_early(data: bytes, image_format: str) -> bool:
@@ -359,13 +399,17 @@ def _gif_size(data: bytes) -> tuple[int, int]:
     """The screen's, or the first frame's where that reaches beyond it."""
     width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
     palette = 3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0
-    at = 13 + palette
+    at, blocks = 13 + palette, 0
     while at < len(data) and data[at] != 0x2C:  # an image begins
         if data[at] == 0x21:  # an extension: its label, then blocks until an empty one
             at += 2
-            while at < len(data) and data[at]:
+            while at < len(data) and data[at] and blocks <= MOST_BLOCKS:
                 at += 1 + data[at]
+                blocks += 1
         at += 1
+        blocks += 1
+        if blocks > MOST_BLOCKS:
+            raise ImageUnreadable(_too_many("GIF", f"{MOST_BLOCKS:,} blocks before its pixels"))
     left, top, wide, high = (int.from_bytes(data[i : i + 2], "little") for i in range(at + 1, at + 9, 2))
     return max(width, left + wide), max(height, top + high)
 
@@ -395,17 +439,56 @@ def _check_png(data: bytes) -> None:
     """Refuse 16 bits, unless they are gray, and more than the one colour profile that is allowed."""
     if data[24:25] == b"\x10" and data[25:26] != b"\0":
         raise ImageUnsupported(_cut(16))
-    at, profiles = 8, 0
+    at, profiles, pieces = 8, 0, 0
     while at + 8 <= len(data):
         length, chunk = struct.unpack_from(">L4s", data, at)
         profiles += chunk == b"iCCP"
+        pieces += chunk not in (b"IDAT", b"fdAT") or length < LEAST_PIECE_BYTES
+        if pieces > MOST_PIECES:
+            raise ImageUnreadable(_too_many("PNG", f"{MOST_PIECES:,} chunks that hold no pixels, or hardly any"))
         if profiles > 1:  # Pillow would unpack 1 MB out of each
             raise ImageUnreadable("this PNG has more than one colour profile; open it and save it again")
         at += 12 + length
 
 
+def _checked_jpeg(data: bytes) -> bytes:
+    """EXIF, as Pillow will read it, of a JPEG whose markers come to an end."""
+    at, pieces, junk = 2, 0, 0
+    exif: list[bytes] = []
+    while at + 4 <= len(data) and data[at : at + 2] != b"\xff\xda":  # the pixels begin
+        pieces += 1
+        if data[at] != 0xFF:
+            marker = data.find(b"\xff", at, at + MOST_JUNK_BYTES)
+            stop = marker if marker >= 0 else at + MOST_JUNK_BYTES
+            at, junk = stop, junk + stop - at
+        elif data[at + 1] == 0xFF:  # padding
+            at += 1
+        elif data[at + 1] < 0x02 or 0xD0 <= data[at + 1] <= 0xD9:  # markers without a length
+            at += 2
+        else:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                exif.append(data[at + 10 : at + 2 + length])
+            at += 2 + max(2, length)
+        if pieces > MOST_PIECES or junk >= MOST_JUNK_BYTES:
+            limit = f"{MOST_PIECES:,} markers or {MOST_JUNK_BYTES:,} stray bytes before its pixels"
+            raise ImageUnreadable(_too_many("JPEG", limit))
+        if len(exif) > MOST_EXIF_MARKERS:
+            raise ImageUnreadable(_too_many("JPEG", f"{MOST_EXIF_MARKERS} markers with EXIF"))
+    return b"".join(exif)
+
+
+def _too_many(image_format: str, limit: str) -> str:
+    return f"this {image_format} has more than {limit}; open it and save it again"
+
+
 def _check_tiff(data: bytes) -> None:
-    """Refuse samples that Pillow would cut to 8 bits, or misread."""
+    """Refuse tags that would fill the memory, and samples that Pillow would cut to 8 bits, or misread."""
+    if is_bomb(data):
+        raise ImageUnreadable(
+            f"the tags of this TIFF claim more than its {len(data):,} bytes, or millions of numbers; "
+            "open it and save it again"
+        )
     tags = first_tags(data)
     if set(numbers(data, tags.get(SAMPLE_FORMAT))) - {1}:
         raise ImageUnsupported(
@@ -493,7 +576,12 @@ def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -
 def _note_frames(image: Image.Image, data: bytes, image_format: str, notes: list[str]) -> None:
     """Say so if there are pictures that are not looked at."""
     if image_format == "TIFF":
-        frames = count_pages(data)
+        frames = count_pages(data, FRAMES_COUNTED + 1)
+    elif image_format == "GIF":
+        frames, whole = _count_gif_frames(data, FRAMES_COUNTED + 1)
+        if not whole:
+            notes.append("first of several frames; a later one is damaged")
+            return
     else:
         try:
             with _reading(data, image_format):
@@ -501,8 +589,31 @@ def _note_frames(image: Image.Image, data: bytes, image_format: str, notes: list
         except ImageError:
             notes.append("first of several frames; a later one is damaged")
             return
-    if frames > 1:
+    if frames > FRAMES_COUNTED:
+        notes.append(f"first of more than {FRAMES_COUNTED:,} frames")
+    elif frames > 1:
         notes.append(f"first of {frames:,} frames")
+
+
+def _count_gif_frames(data: bytes, most: int) -> tuple[int, bool]:
+    """Frames of a GIF, counted up to `most`, and whether the last of several ends; Pillow would count them all."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    frames = 0
+    while at < len(data) and data[at] != 0x3B and frames < most:
+        kind = data[at]
+        if kind not in (0x2C, 0x21):
+            at += 1
+            continue
+        if kind == 0x2C:
+            frames += 1
+            flags = data[at + 9] if at + 9 < len(data) else 0
+            at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        else:
+            at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return frames, at <= len(data) or frames < 2
 
 
 def _read_dpi(image: Image.Image) -> tuple[float, float] | None:

@@ -23,8 +23,9 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """What a container may use, in both generations of Linux' control groups."""
 PILLOW_BYTES = 4
 """A pixel in Pillow, which holds RGB in four."""
-BLED_BYTES = 20.0
-"""For each byte of a picture with transparent parts, while their colour is made (`vdsr.alpha`): copies in float."""
+BLED_BYTES = 4.5
+"""For each byte of a picture with transparent parts, while their colour is made (`vdsr.alpha`): the new picture, and
+half its size in float, some times over."""
 FILE_SHARE = {"PNG": 0.8, "TIFF": 1.6, "BMP": 2.1, "JPEG": 0.5, "WEBP": 0.8}
 """The written file in shares of its pixels, with the copies that its encoder makes; photographs need less."""
 
@@ -35,8 +36,12 @@ class TurnedAway(VdsrError):
 
 def budget_bytes(settings: Settings) -> int:
     """What pictures in hand may take: the setting, or half of the machine or container, less the process itself."""
-    whole = settings.memory_budget or max(LEAST_MEMORY_BUDGET, _machine_bytes() // 2)
-    return whole - PROCESS_BYTES
+    return _whole_budget(settings) - PROCESS_BYTES
+
+
+def file_bytes(settings: Settings) -> int:
+    """What files may take that are read and not decoded yet; and so the largest file."""
+    return settings.max_file_bytes or _whole_budget(settings) // 4
 
 
 def needed_bytes(header: Header, scale: float, image_format: str, *, reference: bool) -> int:
@@ -49,7 +54,7 @@ def needed_bytes(header: Header, scale: float, image_format: str, *, reference: 
     before, after = header.height * header.width, height * width
     source, result = before * header.pixel_bytes, after * header.pixel_bytes
     decoding = 2 * source + PILLOW_BYTES * before
-    bleeding = source + int(BLED_BYTES * source) if header.alpha else 0
+    bleeding = int(BLED_BYTES * source) if header.alpha else 0
     # Beside the picture: the reference while it is decoded, and luminance of it, of the result and of bicubic
     scoring = source + 3 * result + (PILLOW_BYTES + 3) * after if reference else 0
     copy = 0 if image_format == "PNG" else PILLOW_BYTES * after
@@ -118,6 +123,10 @@ class Turn:
             queue.used -= self._taken
             self._taken = 0
             queue.changed.notify_all()
+
+
+def _whole_budget(settings: Settings) -> int:
+    return settings.memory_budget or max(LEAST_MEMORY_BUDGET, _machine_bytes() // 2)
 
 
 def _machine_bytes() -> int:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vdsr.device import DeviceError
-from vdsr.errors import CheckpointError, ImageError, VdsrError
-from vdsr.evaluate import Comparison, NotComparable, score_degraded, score_reference
+from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
+from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_degraded, score_reference
 from vdsr.resize import scaled_size
 from worker.errors import (
     BadCredentials,
@@ -35,7 +35,7 @@ from worker.errors import (
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
-from worker.memory import Admission, Turn, budget_bytes, needed_bytes
+from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
 from worker.patience import Patience
 from worker.settings import Settings
 from worker.storage import Storage
@@ -81,6 +81,8 @@ class Work:
     turn: Turn | None = None
     """Holds its memory, until it is stored."""
     format: str = ""
+    notes: tuple[str, ...] = ()
+    """Of `upscale`, beside those of the picture."""
     pixels: NDArray[Any] | None = None
     """After `upscale`."""
     psnr: dict[str, Any] | None = None
@@ -130,7 +132,7 @@ class Pipeline:
             on_next: called between images; what it raises ends the run behind the image in hand.
         """
         waits = self.looking, self.reading, self.writing = Patience(on_tile), Patience(on_tile), Patience(on_tile)
-        admission = Admission(budget_bytes(self.settings))
+        admission, files = Admission(budget_bytes(self.settings)), Admission(file_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
             loading: deque[tuple[int, Image, Future[Work]]] = deque()
             storing: deque[tuple[int, Image, Future[Outcome]]] = deque()
@@ -141,7 +143,8 @@ class Pipeline:
                     while waiting and len(loading) <= ahead:
                         number, image = waiting.popleft()
                         on_start(number)
-                        loading.append((number, image, loaders.submit(self.load, image, admission.draw())))
+                        load = loaders.submit(self.load, image, admission.draw(), files.draw())
+                        loading.append((number, image, load))
                     together = _alike(loading, self.job.options.scale)
                     if len(together) > 1:
                         with _blamed(together[0][0]):  # suspects are tried alone, and so it is cleared
@@ -158,6 +161,7 @@ class Pipeline:
                 raise
             finally:
                 admission.close()
+                files.close()
                 for wait in waits:
                     wait.close()
                 for _, _, load in loading:
@@ -175,17 +179,22 @@ class Pipeline:
             if not (isinstance(end, SystemExit) and row.code == StorageUnavailable.code):  # done again, by others
                 yield number, row
 
-    def load(self, image: Image, turn: Turn) -> Work:
-        """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards."""
+    def load(self, image: Image, turn: Turn, file: Turn) -> Work:
+        """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards.
+
+        Args:
+            turn: for the picture, given back when it is stored.
+            file: for its bytes, given back when it is decoded.
+        """
         options = self.job.options
         work = Work(image, turn=turn)
         try:
             if options.overwrite == "never" and self.looking(self.target.exists, image.output):
                 turn.leave()
                 return work
-            with work.stage("fetch"):
-                data, version = self.reading(self.source.read_version, image.key)
+            data, version = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
+            del data
             if image.version and version != image.version:
                 work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
@@ -197,6 +206,8 @@ class Pipeline:
         except BaseException:
             turn.leave()
             raise
+        finally:
+            file.leave()
         return work
 
     def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
@@ -211,10 +222,9 @@ class Pipeline:
             with work.stage("score"):
                 work.psnr = self._score(work, on_tile)
         work.seconds["network"] = round(work.seconds.get("network", 0) + self.upscaler.network_s - before, 4)
-        notes = work.picture.notes
         if again := self.upscaler.redone - redone:
-            notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
-        work.picture = replace(work.picture, pixels=work.pixels[:0].copy(), notes=notes)
+            work.notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
+        work.picture = replace(work.picture, pixels=work.pixels[:0].copy())
 
     def store(self, work: Work) -> Outcome:
         """Encode and write; the finished outcome."""
@@ -240,8 +250,18 @@ class Pipeline:
             width=width,
             height=height,
             seconds=work.seconds,
-            notes=work.picture.notes,
+            notes=work.picture.notes + work.notes,
         )
+
+    def _fetch(self, work: Work, file: Turn) -> tuple[bytes, str]:
+        """The file and its version."""
+        limit = file_bytes(self.settings)
+        if work.image.size_bytes > limit:
+            raise FileTooLarge(work.image.size_bytes, limit)
+        with work.stage("wait"):
+            file.enter(work.image.size_bytes)
+        with work.stage("fetch"):
+            return self.reading(self.source.read_version, work.image.key, max_bytes=limit)  # it may have grown
 
     def _decode(self, work: Work, data: bytes, turn: Turn) -> Picture:
         options = self.job.options
@@ -253,14 +273,15 @@ class Pipeline:
             with work.stage("wait"):
                 turn.enter(need)
 
+        waited = work.seconds["wait"]
         with work.stage("decode"):
             picture = decode(data, max_pixels=self.settings.max_pixels, on_header=admit)
-        work.seconds["decode"] = round(work.seconds["decode"] - work.seconds["wait"], 4)
+        work.seconds["decode"] = round(work.seconds["decode"] - (work.seconds["wait"] - waited), 4)
         return picture
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
         """Small images of one size, in one pass of the network; each is told its share of the time."""
-        began, before = time.perf_counter(), self.upscaler.network_s
+        began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
         for work, result in zip(
             works, self.upscaler.upscale_alike(pixels, self.job.options.scale, on_tile=on_tile), strict=True
@@ -269,6 +290,9 @@ class Pipeline:
         for work in works:
             work.seconds["upscale"] = round((time.perf_counter() - began) / len(works), 4)
             work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
+            if again := self.upscaler.redone - redone:  # nobody knows of which of them
+                note = f"{again} tiles of {len(works)} images computed together overflowed in bf16; redone in fp32"
+                work.notes += (note,)
 
     def _upscaled(
         self, image: Image, load: Future[Work], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
@@ -301,26 +325,33 @@ class Pipeline:
                 centre = _centre(work.picture.pixels)
                 result = score_degraded(self.upscaler, centre, scale, with_ssim=False, on_tile=on_tile)
             else:
-                truth = self._read_reference(work.image.key)
+                truth = self._read_reference(work.image.key, work.pixels)
                 result = score_reference(work.pixels, work.picture.pixels, truth, scale)
         except NotComparable as exc:
             return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
         return {"kind": kind, **_figures(result)}
 
-    def _read_reference(self, key: str) -> NDArray[Any]:
+    def _read_reference(self, key: str, output: NDArray[Any]) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
         assert self.reference is not None
+
+        def comparable(header: Header) -> None:  # before its pixels take memory that was reckoned for this output
+            size = header.height, header.width
+            turned = size[::-1]  # as EXIF may want it
+            near = min((size, turned), key=lambda given: abs(given[0] - output.shape[0]))
+            check_sizes(output, near, self.job.options.scale)
+
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key
         for name in [given] if given else [stem + suffix for suffix in (f".{own}", *IMAGE_SUFFIXES)]:
             try:
-                data = self.reading(self.reference.read, name)
+                data = self.reading(self.reference.read, name, max_bytes=file_bytes(self.settings))
             except ObjectNotFound:
                 continue
-            except (StorageError, StorageUnavailable) as exc:
+            except (ImageError, StorageError, StorageUnavailable) as exc:
                 raise NotComparable(f"the reference cannot be read: {exc}") from exc
             try:
-                return decode(data, max_pixels=self.settings.max_output_pixels).pixels
+                return decode(data, max_pixels=self.settings.max_output_pixels, on_header=comparable).pixels
             except ImageError as exc:
                 raise NotComparable(f"the reference cannot be decoded: {exc}") from exc
         raise NotComparable(f"there is no reference for {key} at {self.reference.uri}")

@@ -52,6 +52,9 @@ class Settings:
     """Largest input picture."""
     max_output_pixels: int = 400_000_000
     """Largest picture that is made."""
+    max_file_bytes: Bytes = 0
+    """Largest file that is read, and what files that are read ahead take together; 0: a quarter of the memory
+    budget."""
     memory_budget: Bytes = 0
     """What a worker's process may take for all that it has in hand, such as 4G; 0: half of the machine's memory."""
     chunk_images: int = 100

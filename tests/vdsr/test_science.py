@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vdsr.alpha import bleed
+from vdsr.alpha import bled
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
+from vdsr.evaluate import Comparison, Score, mean_comparison
 from vdsr.metrics import psnr_y, ssim
 from vdsr.model import VDSR, VDSRConfig
 from vdsr.tiling import spans
@@ -131,23 +132,50 @@ def test_a_pixel_sees_exactly_twenty_pixels_to_each_side() -> None:
 
 
 def test_colour_under_transparent_pixels_comes_from_their_neighbours() -> None:
-    color = np.zeros((3, 32, 32), np.float32)
-    alpha = np.zeros((32, 32), np.float32)
-    color[:, 8:24, 8:24], alpha[8:24, 8:24] = np.array([0.9, 0.5, 0.1], np.float32)[:, None, None], 1
+    samples = np.zeros((200, 32, 4), np.uint8)
+    samples[90:106, 8:24] = 230, 128, 26, 255
 
-    bled = bleed(color, alpha)
+    assert (bled(samples)[..., :3] == (230, 128, 26)).all()
 
-    np.testing.assert_allclose(bled, np.broadcast_to([[[0.9]], [[0.5]], [[0.1]]], bled.shape), atol=1e-5)
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (63, 64), (64, 3), (65, 17), (129, 40)])
+def test_a_picture_in_bands_bleeds_as_in_one_piece(
+    dtype: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = RNG.integers(0, np.iinfo(dtype).max, (*shape, 4), dtype=dtype, endpoint=True)
+    samples[..., 3] *= RNG.integers(0, 2, shape, dtype=dtype)
+    samples[0, 0, 3], samples[-1, -1, 3] = 0, np.iinfo(dtype).max
+    in_bands = bled(samples)
+    monkeypatch.setattr("vdsr.alpha.BAND", 1000)
+
+    assert np.array_equal(in_bands, bled(samples))
+    assert not np.array_equal(in_bands, samples)
 
 
 def test_visible_pixels_keep_their_colour_exactly() -> None:
-    color, alpha = RNG.random((3, 21, 17), np.float32), RNG.integers(0, 3, (21, 17)).astype(np.float32) / 2
+    samples = RNG.integers(0, 256, (121, 17, 4), dtype=np.uint8)
+    samples[..., 3] = RNG.integers(0, 3, (121, 17)) * 127
+    visible = samples[..., 3] > 0
 
-    assert np.array_equal(bleed(color, alpha)[:, alpha > 0], color[:, alpha > 0])
+    result = bled(samples)
+
+    assert np.array_equal(result[visible], samples[visible])
+    assert np.array_equal(result[..., 3], samples[..., 3])
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_an_image_that_is_all_hidden_or_all_visible_is_left_alone(value: float) -> None:
-    color = RNG.random((1, 5, 6), np.float32)
+@pytest.mark.parametrize("value", [0, 255])
+def test_an_image_that_is_all_hidden_or_all_visible_is_left_alone(value: int) -> None:
+    samples = RNG.integers(0, 256, (5, 6, 2), dtype=np.uint8)
+    samples[..., 1] = value
 
-    assert bleed(color, np.full((5, 6), value, np.float32)) is color
+    assert bled(samples) is samples
+
+
+def test_the_mean_of_worthless_pictures_is_zero_and_not_unknown() -> None:
+    opposite = Comparison(bicubic=Score(0.0, None), vdsr=Score(0.0, 0.5))
+
+    mean = mean_comparison([opposite, opposite])
+
+    assert (mean.bicubic.psnr_y, mean.vdsr.psnr_y, mean.vdsr.ssim) == (0.0, 0.0, 0.5)
+    assert math.isnan(mean_comparison([]).vdsr.psnr_y)

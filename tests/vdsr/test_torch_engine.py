@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -277,11 +279,47 @@ def test_an_image_that_was_stopped_leaves_nothing_behind() -> None:
         if len(calls) == 5:
             raise Interrupted
 
+    stopped = plane(90, 90)
+    kept = weakref.ref(stopped)
     with pytest.raises(Interrupted):
-        whole(eng, plane(90, 90), stop_at_fifth)
+        whole(eng, stopped, stop_at_fifth)
+    del stopped
+    gc.collect()
+    image = plane(50, 60)
+
+    assert kept() is None
+    assert np.array_equal(whole(eng, image, nothing), layers_of_whole_numbers(image))
+
+
+def test_broken_tiles_of_an_image_that_was_stopped_are_not_blamed_on_the_next() -> None:
+    card, calls = Card(pixels=0), []
+    eng = engine(card, tile=16, dtype=torch.float32)
+    card.spoil = lambda stack, exact: stack if len(card.begun) != 2 else stack * np.float32("nan")
+
+    def stop_at_third() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        residuals(eng, plane(2, 90, 90), stop_at_third)
     image = plane(50, 60)
 
     assert np.array_equal(whole(eng, image, nothing), layers_of_whole_numbers(image))
+
+
+def test_an_image_that_was_stopped_takes_nothing_of_another_along() -> None:
+    eng, first = engine(Card(pixels=0), tile=16), plane(64, 40)
+    stream = eng.stream(64, 40, nothing)
+    begun = stream.push(first[:40])
+
+    def stop() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        whole(eng, plane(64, 40), stop)
+
+    assert np.array_equal(np.concatenate([begun, stream.push(first[40:])]), layers_of_whole_numbers(first))
 
 
 def test_two_images_may_take_turns() -> None:

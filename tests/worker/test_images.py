@@ -7,17 +7,21 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import pipeline, run_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
 from vdsr.errors import (
+    FileTooLarge,
     FormatLimit,
     ImageEmpty,
     ImageError,
@@ -476,6 +480,107 @@ def test_a_bomb_in_a_chunk_is_unreadable_and_costs_little(name, place):
     assert time.perf_counter() - start < 2
 
 
+def segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+def in_jpeg(*segments: bytes) -> bytes:
+    data = saved(Image.new("L", (8, 8)), "JPEG")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def in_gif(extensions: bytes) -> bytes:
+    data = saved(Image.new("P", (8, 8)), "GIF")
+    start = 13 + (3 << (data[10] & 7) + 1)
+    return data[:start] + extensions + data[start:]
+
+
+ENDLESS = {
+    "markers of a JPEG": in_jpeg(segment(0xFE, b"") * 1_000_000),
+    "padding in a JPEG": in_jpeg(b"\xff" * 4_000_000),
+    "stray bytes in a JPEG": in_jpeg(segment(0xFE, b""), bytes(4_000_000)),
+    "EXIF of a JPEG": in_jpeg(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 300),
+    "chunks of a PNG": png(1, 1, 8, 0, b"\0\0", chunk(b"teSt", b"") * 500_000),
+    "empty pixels of a PNG": png(1, 1, 8, 0, b"\0\0", chunk(b"IDAT", b"") * 500_000),
+    "a GIF's comment": in_gif(b"!\xfe" + b"\1a" * 2_000_000 + b"\0"),
+    "a GIF's comments": in_gif(b"!\xfe\1a\0" * 500_000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_comes_before_the_pixels_must_come_to_an_end(name):
+    start = time.perf_counter()
+    with pytest.raises(ImageUnreadable, match=r"has more than .* open it and save it again"):
+        decode(ENDLESS[name])
+    assert time.perf_counter() - start < 2
+
+
+def shared_tags(count: int, kind: int = 1, length: int = 500_000, *, pointer: int = 0) -> bytes:
+    """A directory for byte 8 whose tags all have the same bytes for their value."""
+    tags = b"".join(struct.pack("<HHLL", 1000 + n, kind, length, 8) for n in range(count))
+    if pointer:
+        tags = struct.pack("<HHLL", EXIF, LONG, 1, pointer) + tags
+    return struct.pack("<H", count + bool(pointer)) + tags + bytes(4)
+
+
+PLAIN_TIFF = tiff((1, 1), [8], 1, b"\7")
+TAG_BOMBS = {
+    "in the first directory": b"II*\0\x08\0\0\0" + shared_tags(20_000) + bytes(500_000),
+    "cut off": b"II*\0\x08\0\0\0" + shared_tags(20_000)[:200_000] + bytes(500_000)[:400_000],
+    "in EXIF": b"II*\0" + struct.pack("<L", 8) + shared_tags(0, pointer=26) + shared_tags(20_000) + bytes(500_000),
+    "millions of numbers": b"II*\0\x08\0\0\0" + shared_tags(1, SHORT, 2_000_000) + bytes(4_000_000),
+    "BigTIFF": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 10**6) + bytes(4_000_000),
+}
+
+
+@pytest.mark.parametrize("name", TAG_BOMBS)
+def test_tags_that_share_their_bytes_are_refused_before_they_fill_the_memory(name):
+    start = time.perf_counter()
+    with pytest.raises(ImageUnreadable, match="the tags of this TIFF claim more than"):
+        decode(TAG_BOMBS[name])
+    assert time.perf_counter() - start < 2
+
+
+def test_exif_of_a_jpeg_whose_tags_share_their_bytes_is_left_out():
+    block = b"II*\0\x08\0\0\0" + shared_tags(40_000, length=400_000)
+    parts = [block[at : at + 65_000] for at in range(0, len(block), 65_000)]
+    data = in_jpeg(*(segment(0xE1, b"Exif\0\0" + part) for part in parts))
+    data = data.replace(b"JFIF", b"JFXX")  # then Pillow looks into EXIF for the resolution
+    start = time.perf_counter()
+    assert decode(data).notes == ("EXIF was damaged and is left out",)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 65_500), (65_500, 1), (1, 65_535), (65_535, 1)])
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_needles_are_read_as_far_as_the_format_has_them(image_format, shape):
+    image = Image.new("L", (shape[1], shape[0]), 7)
+    if max(shape) > images.MAX_SIDE.get(image_format, 65_535):
+        with pytest.raises((OSError, ValueError), match=r"encod|broken data"):  # there is no such file
+            saved(image, image_format)
+        return
+    assert decode(saved(image, image_format)).pixels.shape[:2] == shape
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e38, 0.5])
+def test_float_tiffs_are_refused_whatever_is_in_them(value):
+    for bits, code in ((32, "f"), (64, "d")):
+        data = tiff((1, 2), [bits], 1, struct.pack(f"<2{code}", value, value), sample_format=3)
+        with pytest.raises(ImageUnsupported, match="floating point"):
+            decode(data)
+
+
+def test_a_wrong_suffix_changes_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    for image_format in FORMATS:
+        data = saved(Image.new("RGB", (4, 4), "red"), image_format)
+        for suffix in IMAGE_SUFFIXES:
+            (tmp_path / "in" / f"{image_format}{suffix}").write_bytes(data)
+    names = sorted(path.name for path in (tmp_path / "in").iterdir())
+    rows = run_line(pipeline(tmp_path / "in", score=False), names)
+    assert [(row.outcome, row.width) for row in rows] == [("done", 8)] * 66
+
+
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +635,33 @@ def test_pillow_is_never_told_to_accept_truncated_files():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_too_little_memory_is_not_the_pictures_fault(image_format):
+    """In a process whose address space is too small for the picture and large enough for all else."""
+    script = """
+import io, resource, sys
+from pathlib import Path
+from PIL import Image
+from worker import images
+data = Path(sys.argv[1]).read_bytes()
+Image.preinit()
+images.decode(Path(sys.argv[2]).read_bytes(), max_pixels=10**9)
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (15 << 20), now + (15 << 20)))
+try:
+    images.decode(data, max_pixels=10**9)
+except MemoryError as exc:
+    print(exc)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        large, small = Path(folder, "large"), Path(folder, "small")
+        large.write_bytes(saved(Image.new("L" if image_format == "GIF" else "RGB", (5000, 5000)), image_format))
+        small.write_bytes(saved(Image.new("L" if image_format == "GIF" else "RGB", (9, 9)), image_format))
+        command = [sys.executable, "-c", script, str(large), str(small)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"there was not enough memory to decode a {image_format}" in found.stdout, found
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -538,6 +670,7 @@ def test_pillow_is_never_told_to_accept_truncated_files():
         ImageTruncated("why"),
         ImageUnsupported("why"),
         ImageTooLarge(20, 10, 100, "VDSR_MAX_PIXELS"),
+        FileTooLarge(20, 10),
         FormatLimit("JPEG", 65_500, 70_000, 10),
     ],
 )
@@ -828,15 +961,37 @@ def test_directories_of_a_tiff_that_lead_in_a_circle_are_counted_once():
     assert picture.notes == ()
 
 
-def test_a_tiff_of_very_many_pages_is_counted_quickly():
-    data = bytearray(tiff((1, 1), [8], 1, b"\7"))
-    pages = 100_000
+@pytest.mark.parametrize("kind", ["raw", "tiff_lzw"])
+def test_a_tiff_of_a_million_pages_is_not_counted_to_the_end(kind):
+    data = bytearray(saved(Image.new("L", (9, 9)), "TIFF", compression=kind))
+    pages = 1_000_000
     start = len(data)
-    struct.pack_into("<L", data, 8 + 2 + 10 * 12, start)
+    (first,) = struct.unpack_from("<L", data, 4)
+    (tags,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<L", data, first + 2 + tags * 12, start)
     data += b"".join(struct.pack("<HL", 0, start + 6 * (page + 1)) for page in range(pages - 1)) + bytes(6)
     begin = time.perf_counter()
-    assert decode(bytes(data)).notes == ("first of 100,001 frames",)
+    assert decode(bytes(data)).notes == ("first of more than 1,000 frames",)
     assert time.perf_counter() - begin < 2
+
+
+def test_a_gif_of_a_million_frames_is_not_counted_to_the_end():
+    data = saved(Image.new("P", (1, 1)), "GIF")
+    start = 13 + (3 << (data[10] & 7) + 1)
+    begin = time.perf_counter()
+    picture = decode(data[:start] + data[start:-1] * 1_000_000 + b";")
+    assert picture.notes == ("first of more than 1,000 frames",)
+    assert time.perf_counter() - begin < 2
+
+
+def test_a_webp_of_a_hundred_thousand_frames_is_not_counted_to_the_end():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    start = data.index(b"ANMF")
+    frame = data[start : start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")]
+    begin = time.perf_counter()
+    assert decode(webp(data[12:start] + frame * 100_000)).notes == ("first of more than 1,000 frames",)
+    assert time.perf_counter() - begin < 5
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

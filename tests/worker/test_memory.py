@@ -190,11 +190,17 @@ PROCESS_BYTES holds."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["large.png", "large.jpg", "large.tif", "large.bmp", "large.webp", "gray.png"])
+@pytest.mark.parametrize(
+    "name", ["large.png", "large.jpg", "large.tif", "large.bmp", "large.webp", "gray.png", "alpha.png"]
+)
 def test_a_picture_takes_no_more_than_was_reckoned(tmp_path: Path, name: str) -> None:
     photo = Image.open(ROOT / "examples/photos/rocket.jpg")
     width, height = size = 2500, 2000
     photo = photo.resize(size).convert("L" if name.startswith("gray") else "RGB")
+    if name.startswith("alpha"):
+        hidden = np.zeros((height, width), np.uint8)
+        hidden[-9:, -9:] = 255
+        photo.putalpha(Image.fromarray(hidden))
     photo.save(tmp_path / name)
     photo.resize((16, 16)).save(tmp_path / "small.png")
     command = [sys.executable, "-c", PEAK, str(tmp_path), name]
@@ -202,7 +208,7 @@ def test_a_picture_takes_no_more_than_was_reckoned(tmp_path: Path, name: str) ->
     found = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}
     )
-    header = Header("", width, height, 1 if photo.mode == "L" else 3)
+    header = Header("", width, height, len(photo.getbands()), photo.mode == "RGBA")
     image_format = {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name.split(".")[1].upper())
     need = needed_bytes(header, 2, image_format, reference=False)
     assert int(found.stdout) < need + (30 << 20)  # and the float bands

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import pipeline, run_line
-from PIL import Image
+from PIL import Image, ImageFile
 
 import worker.images
 from vdsr import Upscaler
 from vdsr.errors import CheckpointError
+from worker.jobs import Image as JobImage
+from worker.memory import Admission
 from worker.pipeline import ImageCrashed, Pipeline
+from worker.uris import open_storage
 
 RNG = np.random.default_rng(3)
 
@@ -103,6 +109,31 @@ def test_tiles_that_were_redone_are_noted(folder: Path, monkeypatch: pytest.Monk
     assert row.notes == ("2 tiles overflowed in bf16 and were computed in fp32",)
 
 
+def test_tiles_that_were_redone_are_noted_of_images_that_went_through_together(folder: Path) -> None:
+    line = pipeline(folder, engine="torch", score=False)
+    executor = line.upscaler.engine.executor
+    begin = executor.begin
+
+    def overflowing(planes: Sequence[np.ndarray], *, exact: bool) -> Callable[[], np.ndarray]:
+        stack = begin(planes, exact=exact)()
+        return lambda: stack if exact else stack * np.float32("inf")
+
+    executor.begin = overflowing
+    line.upscaler.engine.exact = False
+    works = [
+        line.load(JobImage(name, 1, "", name), Admission(1 << 30).draw(), Admission(1 << 30).draw())
+        for name in ("0.png", "1.png")
+    ]
+
+    line._upscale_together(works, lambda: None)
+    for work in works:
+        line.upscale(work, lambda: None)
+    rows = [line.store(work) for work in works]
+
+    note = "2 tiles of 2 images computed together overflowed in bf16; redone in fp32"
+    assert [row.notes for row in rows] == [(note,), (note,)]
+
+
 def test_broken_weights_are_no_images_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = pipeline(folder)
 
@@ -134,6 +165,96 @@ def test_a_needle_of_a_picture_is_refused(folder: Path) -> None:
     (row,) = run_line(pipeline(folder), ["needle.png"])
     assert (row.outcome, row.code) == ("failed", "unsupported")
     assert "300,000 x 2 would have a side over 200,000 pixels" in str(row.message)
+
+
+def test_a_file_over_the_limit_is_refused_by_its_listing_before_a_byte_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = pipeline(folder, score=False)
+    line.settings = replace(line.settings, max_file_bytes=1000)
+    (folder / "0.png").unlink()
+    image = JobImage("0.png", 30 << 30, "", "0.png")
+    (row,) = [row for _, row in line.run([(0, image)], on_start=lambda n: None, on_tile=lambda: None)]
+    assert (row.outcome, row.code) == ("failed", "too_large")
+    assert row.message == (
+        "the file has 32,212,254,720 bytes, over the limit of 1,000; "
+        "compress or split the picture, or raise VDSR_MAX_FILE_BYTES"
+    )
+
+
+def test_a_file_that_grew_over_the_limit_since_it_was_listed_is_refused(folder: Path) -> None:
+    line = pipeline(folder, score=False)
+    line.settings = replace(line.settings, max_file_bytes=1000)
+    with (folder / "0.png").open("ab") as file:
+        file.truncate(30 << 30)  # takes no disk
+    rows = run_line(line, ["0.png", "4.png"])
+    assert [(row.outcome, row.code) for row in rows] == [("failed", "too_large"), ("done", None)]
+    assert "the file has 32,212,254,720 bytes, over the limit of 1,000" in str(rows[0].message)
+
+
+def test_files_that_are_read_ahead_take_no_more_than_the_limit_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(12):
+        Image.fromarray(RNG.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"large-{n}.png")
+    chosen = sorted(path.name for path in folder.glob("large-*"))
+    size = max((folder / name).stat().st_size for name in chosen)
+    line = pipeline(folder, score=False)
+    line.settings = replace(line.settings, max_file_bytes=2 * size)
+    held, most, lock = 0, 0, threading.Lock()
+    read, decode = line.source.read, worker.images.decode
+
+    def reading(key: str, *, max_bytes: int) -> bytes:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        time.sleep(0.01)
+        return read(key, max_bytes=max_bytes)
+
+    def decoding(data: bytes, **options: object) -> object:
+        nonlocal held
+        picture = decode(data, **options)  # type: ignore[arg-type]
+        with lock:
+            held -= 1
+        return picture
+
+    monkeypatch.setattr(line.source, "read", reading)
+    monkeypatch.setattr("worker.pipeline.decode", decoding)
+    images = [(n, JobImage(name, size, "", name)) for n, name in enumerate(chosen)]
+    rows = [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]
+    assert [row.outcome for row in rows] == ["done"] * 12
+    assert most == 2
+
+
+def test_a_reference_of_another_size_is_not_decoded(folder: Path, tmp_path: Path) -> None:
+    truths = tmp_path / "truths"
+    truths.mkdir()
+    Image.new("RGB", (3000, 2000)).save(truths / "0.png")
+    whole = (truths / "0.png").read_bytes()
+    (truths / "0.png").write_bytes(whole[:100])  # its header is there, and not a pixel
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (40, 60), "red").save(truths / "1.png", exif=turned)  # seen as 60 x 40
+    line = pipeline(folder)
+    line.reference = open_storage(str(truths), line.settings)
+
+    rows = run_line(line, ["0.png", "1.png"])
+
+    assert rows[0].psnr is not None
+    assert rows[0].psnr["reason"] == "the reference has 3000 x 2000 pixels, the output 60 x 40"
+    assert rows[1].psnr is not None
+    assert rows[1].psnr["vdsr"] > 0
+
+
+def test_too_little_memory_is_told_as_such_and_not_as_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(self: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", short)
+    with pytest.raises(ImageCrashed) as caught:
+        run_line(pipeline(folder), ["3.png"])
+    assert "not enough memory to decode a PNG" in repr(caught.value.__cause__)
 
 
 def test_neither_pictures_nor_their_failures_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import pytest
 from botocore.exceptions import ClientError
 from servers import S3Server
 
+from vdsr.errors import FileTooLarge
 from worker.errors import (
     AccessDenied,
     BadCredentials,
@@ -134,6 +135,15 @@ def test_the_version_changes_with_the_content_and_only_with_it(storage: Storage)
 
 def test_nothing_is_listed_where_nothing_is(storage: Storage) -> None:
     assert keys(storage) == []
+
+
+def test_an_object_over_the_limit_is_not_read(storage: Storage) -> None:
+    storage.write("a", bytes(10))
+
+    assert storage.read("a", max_bytes=10) == bytes(10)
+    with pytest.raises(FileTooLarge, match=r"10 bytes, over the limit of 9; .*VDSR_MAX_FILE_BYTES"):
+        storage.read("a", max_bytes=9)
+    assert storage.read("a") == bytes(10)
 
 
 def test_hidden_names_are_left_out_of_listings_but_can_be_read(storage: Storage) -> None:

@@ -41,11 +41,15 @@ class Storage(Protocol):
             with_denied: give folders that may not be read as entries with a `problem`; otherwise AccessDenied rises.
         """
 
-    def read(self, key: str) -> bytes:
-        """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails."""
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole object; ObjectNotFound, AccessDenied or StorageUnavailable where that fails.
 
-    def read_version(self, key: str) -> tuple[bytes, str]:
-        """The whole object, and its version as a listing would tell it.
+        Args:
+            max_bytes: of an object that is larger, nothing is held: FileTooLarge.
+        """
+
+    def read_version(self, key: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
+        """The whole object as `read` gives it, and its version as a listing would tell it.
 
         S3 never mixes two versions. On disk a file that is seen to change while it is read is StorageUnavailable; a
         program that writes in place, and pauses, cannot be told from one that is done.

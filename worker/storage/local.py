@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdsr.errors import VdsrError
+from vdsr.errors import FileTooLarge, VdsrError
 from worker.errors import (
     AccessDenied,
     NameCollision,
@@ -67,11 +67,11 @@ class LocalStorage:
                     continue
             yield Entry(os.fsdecode(key), found.st_size, _version(found))
 
-    def read(self, key: str) -> bytes:
-        """The whole file."""
-        return self.read_version(key)[0]
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole file; FileTooLarge where it has more than `max_bytes`."""
+        return self.read_version(key, max_bytes=max_bytes)[0]
 
-    def read_version(self, key: str) -> tuple[bytes, str]:
+    def read_version(self, key: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
         """The whole file and its version; StorageUnavailable while another program writes it.
 
         Raises:
@@ -83,7 +83,9 @@ class LocalStorage:
                 before = os.fstat(file.fileno())
                 if not stat.S_ISREG(before.st_mode):
                     raise StorageError(f"{path!r} is a device or a pipe, not a file; leave it out")
-                data = file.read()
+                if max_bytes is not None and before.st_size > max_bytes:
+                    raise FileTooLarge(before.st_size, max_bytes)
+                data = file.read(before.st_size + 1)  # one more tells whether it grows
                 version = _version(os.fstat(file.fileno()))
         except ObjectNotFound as exc:
             if os.path.isdir(self._root):

@@ -35,7 +35,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError as Urllib3Error
 
-from vdsr.errors import VdsrError
+from vdsr.errors import FileTooLarge, VdsrError
 from worker.errors import (
     AccessDenied,
     BadCredentials,
@@ -107,13 +107,13 @@ class S3Storage:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def read(self, key: str) -> bytes:
-        """The whole object, its length verified."""
-        return self.read_tagged(key)[0]
+    def read(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole object, its length verified; FileTooLarge where it has more than `max_bytes`."""
+        return self._read(key, max_bytes)[0]
 
-    def read_version(self, key: str) -> tuple[bytes, str]:
+    def read_version(self, key: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
         """The whole object and its version: what one GET answers is never a mix."""
-        data, tag = self.read_tagged(key)
+        data, tag = self._read(key, max_bytes)
         return data, _version(tag)
 
     def exists(self, key: str) -> bool:
@@ -144,12 +144,7 @@ class S3Storage:
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """The whole object, and its ETag."""
-        name = self._name(key)
-        with self._naming_errors(key):
-            for _ in range(BODY_ATTEMPTS - 1):
-                with suppress(*_BROKEN_BODY):
-                    return self._fetch(name)
-            return self._fetch(name)
+        return self._read(key, None)
 
     def swap(self, key: str, data: bytes, tag: str) -> bool:
         """Replace the object only if it is still what `tag` was given for; of two at once, one is told True."""
@@ -201,9 +196,19 @@ class S3Storage:
             raise UnsafeKey(f"{name!r} has {size_bytes:,} bytes, over S3's limit of {MAX_KEY_BYTES:,}; shorten it")
         return name
 
-    def _fetch(self, name: str) -> tuple[bytes, str]:
+    def _read(self, key: str, max_bytes: int | None) -> tuple[bytes, str]:
+        name = self._name(key)
+        with self._naming_errors(key):
+            for _ in range(BODY_ATTEMPTS - 1):
+                with suppress(*_BROKEN_BODY):
+                    return self._fetch(name, max_bytes)
+            return self._fetch(name, max_bytes)
+
+    def _fetch(self, name: str, max_bytes: int | None) -> tuple[bytes, str]:
         answer = self._ask("get_object", Bucket=self._bucket, Key=name)
         with closing(answer["Body"]) as body:
+            if max_bytes is not None and answer["ContentLength"] > max_bytes:  # what of it was sent is thrown away
+                raise FileTooLarge(answer["ContentLength"], max_bytes)
             data: bytes = body.read()
         if len(data) != answer["ContentLength"]:
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=answer["ContentLength"])
