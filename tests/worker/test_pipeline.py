@@ -202,9 +202,9 @@ def test_files_that_are_read_ahead_take_no_more_than_the_limit_together(
     line = pipeline(folder, score=False)
     line.settings = replace(line.settings, max_file_bytes=2 * size)
     held, most, lock = 0, 0, threading.Lock()
-    read, decode = line.source.read, worker.images.decode
+    read, decode = line.source.read_version, worker.images.decode
 
-    def reading(key: str, *, max_bytes: int) -> bytes:
+    def reading(key: str, *, max_bytes: int) -> tuple[bytes, str]:
         nonlocal held, most
         with lock:
             held += 1
@@ -219,7 +219,7 @@ def test_files_that_are_read_ahead_take_no_more_than_the_limit_together(
             held -= 1
         return picture
 
-    monkeypatch.setattr(line.source, "read", reading)
+    monkeypatch.setattr(line.source, "read_version", reading)
     monkeypatch.setattr("worker.pipeline.decode", decoding)
     images = [(n, JobImage(name, size, "", name)) for n, name in enumerate(chosen)]
     rows = [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]

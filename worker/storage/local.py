@@ -91,7 +91,7 @@ class LocalStorage:
             if os.path.isdir(self._root):
                 raise
             raise PlaceGone(f"{self.uri!r} is not there any more; mount or restore it, then submit again") from exc
-        if version != _version(before):
+        if version != _version(before) or len(data) != before.st_size:
             raise StorageUnavailable(f"{path!r} was written while it was read; retry when that is over")
         return data, version
 
