@@ -71,7 +71,7 @@ def one(folder: Path, image_format: str) -> dict[str, Any]:
     source, target = open_storage(job.source, settings), open_storage(job.destination, settings)
     line = Pipeline(job, Upscaler(device="cpu"), settings, source=source, target=target, reference=None)
     image = Image("photo.jpg", 0, "", f"photo.{image_format}", None)
-    ((_, row),) = line.run([(0, image)], on_start=lambda number: None, on_tile=lambda: None)
+    (((_, row),),) = line.run([(0, image)], on_start=lambda numbers: None, on_tile=lambda: None)
     if row.outcome != "done":
         raise SystemExit(str(row))
     assert row.width is not None

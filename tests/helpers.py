@@ -236,4 +236,4 @@ def pipeline(folder: Path, *, budget: str = "2G", engine: str = "auto", **option
 def run_line(line: Pipeline, names: list[str]) -> list[Outcome]:
     """The outcomes of these files."""
     images = [(n, JobImage(name, 1, "", name, None)) for n, name in enumerate(names)]
-    return [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]
+    return [row for rows in line.run(images, on_start=lambda n: None, on_tile=lambda: None) for _, row in rows]

@@ -111,11 +111,12 @@ def _work(
             f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; the workers' logs tell why"
         )
     try:
-        for index, outcome in _outcomes(runtime, lease, grant, images):
-            row = dataclasses.replace(outcome, worker=worker, finished=round(time.time(), 2))
-            rows[index] = row
+        for ended in _outcomes(runtime, lease, grant, images):
+            now = round(time.time(), 2)
+            found = [(index, dataclasses.replace(row, worker=worker, finished=now)) for index, row in ended]
+            rows.update(found)
             with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
-                lease.record(index, row)
+                lease.record(found)
     except JobStopped:
         log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
 
@@ -171,15 +172,15 @@ class Lease:
         """Raise what the renewing thread has learnt: JobStopped or LeaseLost."""
         self._renewal.check()
 
-    def start(self, index: int) -> None:
-        """An image is about to be touched."""
-        self._beat(start=index)
-        self.in_hand.add(index)
+    def start(self, indices: Sequence[int]) -> None:
+        """Images are about to be touched."""
+        self._beat(start=indices)
+        self.in_hand.update(indices)
 
-    def record(self, index: int, row: Outcome) -> None:
-        """An image is done."""
-        self._beat(done=(index, row))
-        self.in_hand.discard(index)
+    def record(self, rows: Sequence[tuple[int, Outcome]]) -> None:
+        """Images are done."""
+        self._beat(done=rows)
+        self.in_hand.difference_update(index for index, _ in rows)
 
     def commit(self, rows: list[Outcome]) -> str:
         """The chunk is done; what to queue next."""
@@ -193,7 +194,7 @@ class Lease:
             self.job_id, self.chunk, self.token, failed=failed, why=why, blameless=blameless, uncounted=uncounted
         )
 
-    def _beat(self, *, done: tuple[int, Outcome] | None = None, start: int | None = None) -> None:
+    def _beat(self, *, done: Sequence[tuple[int, Outcome]] = (), start: Sequence[int] = ()) -> None:
         self.on_promotion(
             self.ledger.beat(
                 self.job_id, self.chunk, self.token, self.seconds, done=done, again=self.again, start=start
@@ -207,8 +208,11 @@ class Lease:
             log.warning("cannot renew the lease of chunk %d: %s", self.chunk, exc)
 
 
-def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image]) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(
+    runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image]
+) -> Iterator[list[tuple[int, Outcome]]]:
     """Outcomes of the images that have none yet."""
+    hopeless: list[tuple[int, Outcome]] = []
     todo: list[tuple[int, Image]] = []
     suspects: list[tuple[int, Image]] = []
     for index, image in enumerate(images):
@@ -216,12 +220,15 @@ def _outcomes(runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Ima
         if index in grant.rows:
             continue
         if image.problem:
-            yield index, failure(image, *image.problem)
+            hopeless.append((index, failure(image, *image.problem)))
         elif attempts >= ATTEMPTS:
             why = grant.reasons.get(index, "its worker died each time")
-            yield index, failure(image, "crashed", f"given up after {attempts} attempts without a result: {why}")
+            message = f"given up after {attempts} attempts without a result: {why}"
+            hopeless.append((index, failure(image, "crashed", message)))
         else:
             (suspects if attempts else todo).append((index, image))
+    if hopeless:
+        yield hopeless
     if not todo and not suspects:
         return
     line = _pipeline(runtime, grant)

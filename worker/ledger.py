@@ -27,7 +27,7 @@ Times are Redis' own: workers' clocks may differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,19 +164,22 @@ local serial = redis.call('HGET', KEYS[6], 'serial') or '0'
 return {verdict, redis.call('HGET', KEYS[1], 'spec'), redis.call('HGETALL', KEYS[5]), serial}
 """
 
-# Renew a lease; record an image and the start of another in the same step.
+# Renew a lease; record images and the start of others in the same step.
 # KEYS: job, open, lease, progress, count, promoted.
-# ARGV: chunk, token, lease_s, index done or '', row, counters, index started or ''.
+# ARGV: chunk, token, lease_s, how many are done, index, row and counters of each, indices of those that are begun.
 # -> 'lost', 'ended', or the serial of the last promotion.
 _BEAT = """
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 'lost' end
-if ARGV[4] ~= '' and redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[4], ARGV[5]) == 1 then
-  add(KEYS[5], ARGV[6])
-  redis.call('HSET', KEYS[4], 'leases', 0)
+local first = 5 + 3 * ARGV[4]
+for i = 5, first - 1, 3 do
+  if redis.call('HSETNX', KEYS[4], 'row:' .. ARGV[i], ARGV[i + 1]) == 1 then
+    add(KEYS[5], ARGV[i + 2])
+    redis.call('HSET', KEYS[4], 'leases', 0)
+  end
 end
 if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
-if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[7], 1) end
+for i = first, #ARGV do redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[i], 1) end
 return redis.call('HGET', KEYS[6], 'serial') or '0'
 """
 
@@ -456,11 +459,11 @@ class Ledger:
         token: str,
         lease_s: float,
         *,
-        done: tuple[int, Outcome] | None = None,
+        done: Sequence[tuple[int, Outcome]] = (),
         again: Mapping[str, str] | None = None,
-        start: int | None = None,
+        start: Sequence[int] = (),
     ) -> int:
-        """Renew a lease, recording a finished image and the start of another in the same step.
+        """Renew a lease, recording finished images and the start of others in the same step.
 
         Args:
             again: see `count`.
@@ -472,17 +475,16 @@ class Ledger:
             JobStopped: the job was cancelled or has failed.
             LeaseLost: somebody else owns the chunk by now.
         """
-        index, row = done if done else ("", None)
+        words = [w for i, row in done for w in (i, row.to_json(), json.dumps(count([row], again)))]
         answer = self._redis.run(
             _PRELUDE + _BEAT,
             (*_keys(job_id, "job", "open", "lease", f"progress:{chunk}", f"count:{chunk}"), PROMOTED),
             chunk,
             token,
             lease_s,
-            index,
-            row.to_json() if row else "",
-            json.dumps(count([row], again) if row else {}),
-            "" if start is None else start,
+            len(done),
+            *words,
+            *start,
         )
         if answer == "ended":
             raise JobStopped(job_id)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,11 @@ from worker.storage import Storage
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
 
-AHEAD = 8
+AHEAD = 16
 """Images that may be read ahead of the one being upscaled, and written behind it: enough to hide S3's latency behind
 thumbnails. After a death of the worker all that were begun are suspects, which is why it is not more."""
+TOGETHER = 8
+"""Most small images that go through the network together: the next ones are being read meanwhile."""
 LOADERS, STORERS = 4, 4
 """Threads."""
 TOGETHER_SAMPLES = 1 << 18
@@ -97,6 +99,10 @@ class Work:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 4)
 
 
+Loading = tuple[int, Image, Future[Work]]
+Storing = tuple[int, Image, Future[Outcome]]
+
+
 class Pipeline:
     """The line for the images of one job."""
 
@@ -119,43 +125,37 @@ class Pipeline:
         images: Sequence[tuple[int, Image]],
         *,
         ahead: int = AHEAD,
-        on_start: Callable[[int], None],
+        on_start: Callable[[list[int]], None],
         on_tile: Callable[[], None],
         on_next: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[int, Outcome]]:
-        """Work on numbered images; their outcomes in order, as each is written.
+    ) -> Iterator[list[tuple[int, Outcome]]]:
+        """Work on numbered images; their outcomes in order, as they are written.
 
         Args:
             ahead: images to read ahead; 0 has one image in hand at a time.
-            on_start: called with an image's number before anything touches it.
+            on_start: called with images' numbers before anything touches them.
             on_tile: called between tiles, and while a storage is waited for; what it raises ends the run.
             on_next: called between images; what it raises ends the run behind the image in hand.
         """
         waits = self.looking, self.reading, self.writing = Patience(on_tile), Patience(on_tile), Patience(on_tile)
         admission, files = Admission(budget_bytes(self.settings)), Admission(file_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
-            loading: deque[tuple[int, Image, Future[Work]]] = deque()
-            storing: deque[tuple[int, Image, Future[Outcome]]] = deque()
+            loading: deque[Loading] = deque()
+            storing: deque[Storing] = deque()
             waiting = deque(images)
             try:
                 while waiting or loading:
                     on_next()
-                    while waiting and len(loading) <= ahead:
-                        number, image = waiting.popleft()
-                        on_start(number)
+                    if fresh := [waiting.popleft() for _ in range(min(len(waiting), ahead + 1 - len(loading)))]:
+                        on_start([number for number, _ in fresh])
+                    for number, image in fresh:
                         load = loaders.submit(self.load, image, admission.draw(), files.draw())
                         loading.append((number, image, load))
-                    together = _alike(loading, self.job.options.scale)
-                    if len(together) > 1:
-                        with _blamed(together[0][0]):  # suspects are tried alone, and so it is cleared
-                            self._upscale_together([load.result() for _, _, load in together], on_tile)
-                    for number, image, load in together:
-                        with _blamed(number):
-                            store = self._upscaled(image, load, storers, on_tile)
-                        storing.append((number, image, store))
-                    while storing and (len(storing) > ahead or storing[0][2].done()):
-                        yield _outcome(*storing.popleft())
-                yield from _drained(storing)
+                    storing.extend(self._upscaled(_alike(loading, self.job.options.scale), storers, on_tile))
+                    if rows := _stored(storing, ahead):
+                        yield rows
+                while storing:
+                    yield _stored(storing, len(storing) - 1)
             except (JobStopped, PlaceGone, BadCredentials, WorkerStopping, SystemExit) as end:
                 yield from self._begun(storing, end)
                 raise
@@ -169,15 +169,27 @@ class Pipeline:
                 for _, _, store in storing:
                     store.cancel()
 
-    def _begun(
-        self, storing: deque[tuple[int, Image, Future[Outcome]]], end: BaseException
-    ) -> Iterator[tuple[int, Outcome]]:
+    def _upscaled(
+        self, loaded: Sequence[Loading], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
+    ) -> Iterator[Storing]:
+        """Take loaded images through the device, and hand them to a writing thread."""
+        if len(loaded) > 1:
+            with _blamed(loaded[0][0]):  # suspects are tried alone, and so it is cleared
+                self._upscale_together([load.result() for _, _, load in loaded], on_tile)
+        for number, image, load in loaded:
+            with _blamed(number):
+                store = self._storing(image, load, storers, on_tile)
+            yield number, image, store
+
+    def _begun(self, storing: deque[Storing], end: BaseException) -> Iterator[list[tuple[int, Outcome]]]:
         """What is on its way to storage already will be there, and gets its outcome."""
         if not isinstance(end, WorkerStopping):  # which alone leaves time to wait for a storage
             self.writing.close()
-        for number, row in _drained(storing):
-            if not (isinstance(end, SystemExit) and row.code == StorageUnavailable.code):  # done again, by others
-                yield number, row
+        while storing:
+            rows = _stored(storing, len(storing) - 1)
+            if isinstance(end, SystemExit):  # what could not be written is done again, by others
+                rows = [(number, row) for number, row in rows if row.code != StorageUnavailable.code]
+            yield rows
 
     def load(self, image: Image, turn: Turn, file: Turn) -> Work:
         """Fetch and decode, once there is memory for all that follows; refuse what could not be written afterwards.
@@ -294,10 +306,10 @@ class Pipeline:
                 note = f"{again} tiles of {len(works)} images computed together overflowed in bf16; redone in fp32"
                 work.notes += (note,)
 
-    def _upscaled(
+    def _storing(
         self, image: Image, load: Future[Work], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
     ) -> Future[Outcome]:
-        """Take a loaded image through the device and hand it to a writing thread."""
+        """One of them; a picture that cannot be done has its outcome already."""
         work = None
         try:
             work = load.result()
@@ -336,10 +348,9 @@ class Pipeline:
         assert self.reference is not None
 
         def comparable(header: Header) -> None:  # before its pixels take memory that was reckoned for this output
-            size = header.height, header.width
-            turned = size[::-1]  # as EXIF may want it
-            near = min((size, turned), key=lambda given: abs(given[0] - output.shape[0]))
-            check_sizes(output, near, self.job.options.scale)
+            with suppress(NotComparable):
+                return check_sizes(output, (header.width, header.height), self.job.options.scale)  # turned by EXIF
+            return check_sizes(output, (header.height, header.width), self.job.options.scale)
 
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key
@@ -362,11 +373,13 @@ def failure(image: Image, code: str, message: str) -> Outcome:
     return Outcome(image.key, image.output, "failed", image.size_bytes, code=code, message=message)
 
 
-def _alike(loading: deque[tuple[int, Image, Future[Work]]], scale: float) -> list[tuple[int, Image, Future[Work]]]:
+def _alike(loading: deque[Loading], scale: float) -> list[Loading]:
     """Takes the next image, and with a small one those after it that are loaded already and have its very shape."""
     taken = [loading.popleft()]
     wanted = _small(taken[0][2], scale)
-    while wanted and loading and loading[0][2].done() and _small(loading[0][2], scale) == wanted:
+    while (
+        wanted and loading and len(taken) < TOGETHER and loading[0][2].done() and _small(loading[0][2], scale) == wanted
+    ):
         taken.append(loading.popleft())
     return taken
 
@@ -386,9 +399,12 @@ def _skipped(image: Image) -> Outcome:
     return Outcome(image.key, image.output, "skipped", image.size_bytes, message=message)
 
 
-def _drained(storing: deque[tuple[int, Image, Future[Outcome]]]) -> Iterator[tuple[int, Outcome]]:
-    while storing:
-        yield _outcome(*storing.popleft())
+def _stored(storing: deque[Storing], most: int) -> list[tuple[int, Outcome]]:
+    """Outcomes of images that are written, waiting until at most `most` are on their way."""
+    rows = []
+    while storing and (len(storing) > most or storing[0][2].done()):
+        rows.append(_outcome(*storing.popleft()))
+    return rows
 
 
 def _outcome(number: int, image: Image, store: Future[Outcome]) -> tuple[int, Outcome]:

@@ -89,8 +89,8 @@ def test_of_many_workers_one_gets_the_lease(ledger: Ledger, job: Job) -> None:
 def test_finished_images_and_attempts_survive_their_worker(ledger: Ledger, job: Job) -> None:
     plan(ledger, job)
     ledger.lease(job.id, 0, "dead", 0.01)
-    ledger.beat(job.id, 0, "dead", 0.01, start=0)
-    ledger.beat(job.id, 0, "dead", 0.01, done=(0, row("a")), start=1)
+    ledger.beat(job.id, 0, "dead", 0.01, start=[0])
+    ledger.beat(job.id, 0, "dead", 0.01, done=[(0, row("a"))], start=[1])
     time.sleep(0.05)
 
     grant = ledger.lease(job.id, 0, "new", 30)
@@ -115,7 +115,7 @@ def test_a_worker_whose_lease_was_taken_can_record_nothing(ledger: Ledger, job: 
 def _acts(ledger: Ledger, job: Job, token: str) -> list[Callable[[], object]]:
     return [
         lambda: ledger.beat(job.id, 0, token, 30),
-        lambda: ledger.beat(job.id, 0, token, 30, done=(0, row("a"))),
+        lambda: ledger.beat(job.id, 0, token, 30, done=[(0, row("a"))]),
         lambda: ledger.commit(job.id, 0, token, [row("a"), row("b")], low_water=0),
     ]
 
@@ -187,7 +187,7 @@ def test_a_cancelled_job_stops_its_workers_and_counts_what_they_had_done(ledger:
 def test_what_a_dead_worker_had_done_is_written_down_after_a_cancel(ledger: Ledger, job: Job) -> None:
     plan(ledger, job)
     ledger.lease(job.id, 0, "dead", 0.01)
-    ledger.beat(job.id, 0, "dead", 0.01, done=(0, row("a")))
+    ledger.beat(job.id, 0, "dead", 0.01, done=[(0, row("a"))])
     time.sleep(0.05)
     ledger.stop(job.id, State.CANCELLED)
     assert ledger.finish(job.id) is None
@@ -224,7 +224,7 @@ def test_leases_without_a_result_are_counted_until_there_is_one(ledger: Ledger, 
         assert grant is not None
         fruitless.append(grant.fruitless)
         if n == 1:
-            ledger.beat(job.id, 0, "w1", 30, done=(0, row("a")))
+            ledger.beat(job.id, 0, "w1", 30, done=[(0, row("a"))])
         assert ledger.release(job.id, 0, f"w{n}")
 
     assert fruitless == [1, 2, 1]
@@ -236,7 +236,7 @@ def test_an_attempt_that_was_nobodys_fault_does_not_count(ledger: Ledger, job: J
         grant = ledger.lease(job.id, 0, f"w{n}", 30)
         assert grant is not None
         assert (grant.attempts.get(0, 0), grant.fruitless) == (0, 1)
-        ledger.beat(job.id, 0, f"w{n}", 30, start=0)
+        ledger.beat(job.id, 0, f"w{n}", 30, start=[0])
         ledger.release(job.id, 0, f"w{n}", blameless=True, uncounted=[0])
 
 
@@ -287,7 +287,7 @@ def test_a_failure_is_taken_back_when_its_image_is_done_again(ledger: Ledger, jo
     assert ledger.record(job.id).state is State.RUNNING
     assert ledger.record(job.id).counters["failed"] == 1
     ledger.lease(job.id, 1, "me", 30)
-    ledger.beat(job.id, 1, "me", 30, done=(0, row("b")), again={"b": "empty"})
+    ledger.beat(job.id, 1, "me", 30, done=[(0, row("b"))], again={"b": "empty"})
     assert ledger.record(job.id).counters["failed"] == 0
     assert ledger.commit(job.id, 1, "me", [row("b")], low_water=0, again={"b": "empty"}) == "finish"
     assert ledger.finish(job.id) is State.COMPLETED

@@ -174,7 +174,7 @@ def test_a_file_over_the_limit_is_refused_by_its_listing_before_a_byte_is_read(
     line.settings = replace(line.settings, max_file_bytes=1000)
     (folder / "0.png").unlink()
     image = JobImage("0.png", 30 << 30, "", "0.png")
-    (row,) = [row for _, row in line.run([(0, image)], on_start=lambda n: None, on_tile=lambda: None)]
+    (((_, row),),) = line.run([(0, image)], on_start=lambda n: None, on_tile=lambda: None)
     assert (row.outcome, row.code) == ("failed", "too_large")
     assert row.message == (
         "the file has 32,212,254,720 bytes, over the limit of 1,000; "
@@ -222,7 +222,7 @@ def test_files_that_are_read_ahead_take_no_more_than_the_limit_together(
     monkeypatch.setattr(line.source, "read_version", reading)
     monkeypatch.setattr("worker.pipeline.decode", decoding)
     images = [(n, JobImage(name, size, "", name)) for n, name in enumerate(chosen)]
-    rows = [row for _, row in line.run(images, on_start=lambda n: None, on_tile=lambda: None)]
+    rows = [row for rows in line.run(images, on_start=lambda n: None, on_tile=lambda: None) for _, row in rows]
     assert [row.outcome for row in rows] == ["done"] * 12
     assert most == 2
 
