@@ -35,10 +35,10 @@ _JOB: list[Callable[[F], F]] = [
     click.option("--recursive/--no-recursive", default=True, show_default=True, help="Folders in folders too."),
     click.option(
         "--overwrite",
-        type=click.Choice(["always", "never"]),
-        default="always",
+        type=click.Choice(["stale", "never", "always"]),
+        default="stale",
         show_default=True,
-        help="never skips images whose output is there already.",
+        help="Outputs that are there: stale does those again whose source, settings or model have changed.",
     ),
     click.option(
         "--self-ensemble", is_flag=True, help="Average eight orientations: slightly better, 8 times the work."

@@ -87,10 +87,7 @@ def _interrupted(client: Client, job: Job) -> None:
     while client.ledger.is_open(job.id) and time.monotonic() < deadline:
         time.sleep(0.1)
     done = summarise(client.ledger.record(job.id))["images"]["done"]
-    say(
-        f"interrupted: {done:,} images are finished at {printable(job.destination)}; "
-        "the same command with --overwrite never does the rest"
-    )
+    say(f"interrupted: {done:,} images are finished at {printable(job.destination)}; the same command does the rest")
 
 
 def _tell(client: Client, record: Record, settings: Settings, as_json: bool) -> int:

@@ -22,6 +22,7 @@ SCHEMA = 2
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
 
 
+OVERWRITE = ("stale", "never", "always")
 ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no 0 o 1 i l
 JOB_ID = re.compile(rf"\d{{8}}-\d{{6}}-[{ALPHABET}]{{5}}")
 
@@ -55,8 +56,9 @@ class Options:
     """same, or one of worker.formats.FORMATS in lower case."""
     quality: int | None = None
     """1 to 100 for JPEG and WebP; None takes 95 and 90."""
-    overwrite: str = "always"
-    """always, or never: an output that is already there is left, and its image skipped."""
+    overwrite: str = "stale"
+    """What is done where an output is there already: "stale" skips the image if that was made from this very source
+    with these settings and this model, "never" skips it in any case, "always" does it again."""
     recursive: bool = True
     include: tuple[str, ...] = ()
     """Shell patterns; a key must match one, if there are any."""
@@ -74,8 +76,14 @@ class Options:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and 1 <= self.scale <= 16):
             raise UsageError(f"scale is {self.scale:g}; it must be from 1 to 16")
+        if self.overwrite not in OVERWRITE:
+            raise UsageError(f"overwrite is {self.overwrite!r}; it must be one of {', '.join(OVERWRITE)}")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
+
+
+SHAPELESS = {"overwrite", "recursive", "include", "exclude", "reference", "reference_key", "score"}
+"""Options that say which images are done and what is told of them, and not how they look."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,17 @@ class Job:
     created: float = 0.0
     """Unix time in seconds."""
     schema: int = SCHEMA
+
+    def mark(self, key: str, version: str, sha256: str) -> str:
+        """A digest of all that shapes an output; two of one mark are the same picture.
+
+        Args:
+            version: of the source object.
+            sha256: of the weights.
+        """
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in SHAPELESS}
+        made_of = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def places(self) -> tuple[str, str]:

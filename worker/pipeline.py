@@ -83,6 +83,8 @@ class Work:
     turn: Turn | None = None
     """Holds its memory, until it is stored."""
     format: str = ""
+    mark: str = ""
+    """Of its output; see worker.jobs."""
     notes: tuple[str, ...] = ()
     """Of `upscale`, beside those of the picture."""
     pixels: NDArray[Any] | None = None
@@ -201,12 +203,13 @@ class Pipeline:
         options = self.job.options
         work = Work(image, turn=turn)
         try:
-            if options.overwrite == "never" and self.looking(self.target.exists, image.output):
+            if options.overwrite != "always" and self._is_there(image):
                 turn.leave()
                 return work
             data, version = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
             del data
+            work.mark = self._mark(image, version)
             if image.version and version != image.version:
                 work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
@@ -249,7 +252,7 @@ class Pipeline:
                 data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
             work.pixels = None
             with work.stage("write"):
-                self.writing(self.target.write, work.image.output, data)
+                self.writing(self.target.write, work.image.output, data, mark=work.mark)
         finally:
             work.turn.leave()
         return Outcome(
@@ -264,6 +267,16 @@ class Pipeline:
             seconds=work.seconds,
             notes=work.picture.notes + work.notes,
         )
+
+    def _is_there(self, image: Image) -> bool:
+        """Whether the output is there already, and need not be made again."""
+        found = self.looking(self.target.mark, image.output)
+        if self.job.options.overwrite == "never":
+            return found is not None
+        return bool(image.version) and found == self._mark(image, image.version)
+
+    def _mark(self, image: Image, version: str) -> str:
+        return self.job.mark(image.key, version, self.upscaler.identity.sha256)
 
     def _fetch(self, work: Work, file: Turn) -> tuple[bytes, str]:
         """The file and its version."""
@@ -314,7 +327,7 @@ class Pipeline:
         try:
             work = load.result()
             if work.picture is None:
-                return _settled(_skipped(image))
+                return _settled(_skipped(image, self.job.options.overwrite))
             self.upscale(work, on_tile)
         except BaseException as exc:
             if work and work.turn:
@@ -394,8 +407,9 @@ def _small(load: Future[Work], scale: float) -> tuple[Any, ...] | None:
     return picture.pixels.shape, picture.pixels.dtype
 
 
-def _skipped(image: Image) -> Outcome:
-    message = f"{image.output} is there already; --overwrite always would replace it"
+def _skipped(image: Image, overwrite: str) -> Outcome:
+    alike = "" if overwrite == "never" else ", made from the same source with the same settings"
+    message = f"{image.output} is there already{alike}; --overwrite always would replace it"
     return Outcome(image.key, image.output, "skipped", image.size_bytes, message=message)
 
 

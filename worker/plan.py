@@ -129,7 +129,7 @@ class Listing:
 
 def _unreadable(entry: Entry) -> Image:
     """A folder that may not be read stands in the manifest as one failed image, so that it is counted and told."""
-    message = f"{entry.problem}; what it holds is not known, so submit again with --overwrite never once it is mended"
+    message = f"{entry.problem}; what it holds is not known, so submit again once it is mended"
     return Image(entry.key, 0, "", entry.key, (FOLDER_UNREADABLE, message))
 
 

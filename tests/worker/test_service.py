@@ -14,6 +14,7 @@ from PIL import Image
 from vdsr import Upscaler
 from vdsr.evaluate import score_degraded
 from worker.errors import NothingMatched, StorageError, UsageError
+from worker.uris import open_storage
 
 pytestmark = [pytest.mark.redis, pytest.mark.s3]
 
@@ -234,6 +235,41 @@ def test_outputs_that_are_there_can_be_left_alone(service: Service, photos: Path
     assert (summary["images"]["done"], summary["images"]["skipped"]) == (1, 29)
     assert (out / "0004.png").stat().st_mtime_ns == before
     assert (out / "0002.png").exists()
+
+
+def test_the_same_job_again_does_only_what_is_missing_or_has_changed(service: Service, photos: Path) -> None:
+    service.run(photos)
+    out = photos.with_name("photos-x2")
+    (out / "0002.png").unlink()
+    Image.new("RGB", (24, 16), "red").save(photos / "0004.png")
+    Image.new("RGB", (48, 32), "red").save(out / "0008.png")  # somebody's own: it is not ours any more
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.??g")}
+
+    summary = service.run(photos)
+
+    assert (summary["images"]["done"], summary["images"]["skipped"]) == (3, 27)
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*.??g")}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed == {"0002.png", "0004.png", "0008.png"}
+    row = service.rows(summary["id"])["0010.png"]
+    assert "made from the same source" in (row.message or "")
+    assert service.run(photos, score=False)["images"]["skipped"] == 30  # looks the same
+    assert service.run(photos, quality=80)["images"]["done"] == 30
+    assert service.run(photos, quality=80, overwrite="always")["images"]["done"] == 30
+
+
+@pytest.mark.s3
+def test_outputs_in_s3_remember_what_they_were_made_from(service: Service, bucket: str) -> None:
+    source = open_storage(f"s3://{bucket}/in", service.settings)
+    for n, data in enumerate(_encoded_pictures(3)):
+        source.write(f"{n}.png", data)
+    first = service.run(f"s3://{bucket}/in", f"s3://{bucket}/out")
+    source.write("1.png", _encoded_pictures(4)[3])
+
+    second = service.run(f"s3://{bucket}/in", f"s3://{bucket}/out")
+
+    assert first["images"]["done"] == 3
+    assert (second["images"]["done"], second["images"]["skipped"]) == (1, 2)
 
 
 def test_a_destination_inside_the_source_is_not_listed_again(service: Service, photos: Path) -> None:

@@ -48,6 +48,18 @@ def keys(storage: Storage, *, after: str = "", recursive: bool = True) -> list[s
     return [entry.key for entry in storage.entries(after=after, recursive=recursive)]
 
 
+def test_a_disk_without_attributes_keeps_marks_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.storage.local._set_attribute", lambda path, note: False)
+    storage = LocalStorage(tmp_path)
+    storage.write("a/b.png", b"one", mark="0123abc")
+    assert storage.mark("a/b.png") == "0123abc"
+    assert keys(storage) == ["a/b.png"]
+    (tmp_path / "a" / "b.png").write_bytes(b"other")  # not by us
+    assert storage.mark("a/b.png") == ""
+    (tmp_path / ".vdsr" / "marks" / "a" / "b.png").write_text("[")
+    assert storage.mark("a/b.png") == ""
+
+
 # --- what both promise ----------------------------------------------------------------------------------------------
 
 
@@ -96,6 +108,16 @@ def test_a_write_replaces_the_object(storage: Storage) -> None:
     storage.write("a.png", b"new")
     assert storage.read("a.png") == b"new"
     assert keys(storage) == ["a.png"]
+
+
+def test_a_mark_stays_with_its_object_and_goes_with_it(storage: Storage) -> None:
+    assert storage.mark("a/b.png") is None
+    storage.write("a/b.png", b"one", mark="0123abc")
+    assert storage.mark("a/b.png") == "0123abc"
+    assert storage.read("a/b.png") == b"one"
+    storage.write("a/b.png", b"two")
+    assert storage.mark("a/b.png") == ""
+    assert keys(storage) == ["a/b.png"]
 
 
 def test_a_missing_object_is_not_found(storage: Storage) -> None:

@@ -58,8 +58,15 @@ class Storage(Protocol):
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
 
-    def write(self, key: str, data: bytes) -> None:
-        """Replace the object whole: readers see the old bytes or the new, never a mix."""
+    def write(self, key: str, data: bytes, *, mark: str = "") -> None:
+        """Replace the object whole: readers see the old bytes or the new, never a mix.
+
+        Args:
+            mark: a short ASCII text that is kept with the object, outside its bytes.
+        """
+
+    def mark(self, key: str) -> str | None:
+        """The mark that an object was written with, "" if it has none; None if there is no such object."""
 
     def folds_names(self) -> bool:
         """Whether names that `fold` makes equal are one name here, as on the disks of most Macs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import stat
@@ -30,6 +31,9 @@ from worker.errors import (
     UnsafeKey,
 )
 from worker.storage import Entry, check_key, fold
+
+ATTRIBUTE = "user.vdsr.mark"
+MARKS = ".vdsr/marks/"
 
 
 class LocalStorage:
@@ -104,13 +108,34 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, mark: str = "") -> None:
         """Replace the file whole; its folders are made where they are missing."""
         path = self._path_to_write(key)
         with _naming_errors(path), _temporary_file(path, data) as temporary:
+            note = json.dumps({"mark": mark, "version": _version(os.lstat(temporary))}).encode()
+            noted = not mark or _set_attribute(temporary, note)
             if not _linked_anew(temporary, path):
                 self._refuse_other_name(key)
                 os.replace(temporary, path)
+        if not noted:
+            self.write(MARKS + key, note)
+
+    def mark(self, key: str) -> str | None:
+        """The mark of a file: an attribute of it, or beside it in MARKS on a disk that has no attributes."""
+        path = self._path(key)
+        try:
+            with _naming_errors(path):
+                version = _version(os.lstat(path))
+        except ObjectNotFound:
+            return None
+        note = _get_attribute(path)
+        with suppress(ObjectNotFound):
+            note = note or self.read(MARKS + key)
+        try:
+            noted = json.loads(note)
+        except ValueError:
+            return ""
+        return str(noted["mark"]) if noted["version"] == version else ""  # else somebody wrote to it in place
 
     def folds_names(self) -> bool:
         """Whether names that differ in case only, or in Unicode normalisation only, are one name in this folder.
@@ -267,6 +292,22 @@ def _digest(data: bytes) -> str:
 def _open_at_once(path: str, flags: int) -> int:
     """Opening a named pipe would otherwise wait for its writer, perhaps for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _set_attribute(path: str, note: bytes) -> bool:
+    """Whether this disk has attributes; the system of Macs has them, but Python does not reach them there."""
+    try:
+        os.setxattr(path, ATTRIBUTE, note)
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _get_attribute(path: str) -> bytes:
+    try:
+        return os.getxattr(path, ATTRIBUTE)
+    except (AttributeError, OSError):
+        return b""
 
 
 @contextmanager

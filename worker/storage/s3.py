@@ -118,19 +118,25 @@ class S3Storage:
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object; False, too, where there is no such bucket (HEAD does not tell)."""
+        return self.mark(key) is not None
+
+    def mark(self, key: str) -> str | None:
+        """The mark of an object, from its metadata."""
         name = self._name(key)
         with self._naming_errors(key):
             try:
-                self._ask("head_object", Bucket=self._bucket, Key=name)
+                metadata: dict[str, str] = self._ask("head_object", Bucket=self._bucket, Key=name)["Metadata"]
             except ClientError as exc:
                 if _status(exc) == 404:
-                    return False
+                    return None
                 raise
-        return True
+        return metadata.get(_MARK, "")
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, *, mark: str = "") -> None:
         """Replace the object in one request, and so whole."""
         request = self._put_request(key, data)
+        if mark:
+            request["Metadata"] = {_MARK: mark}
         with self._naming_errors(key):
             self._ask("put_object", **request)
 
@@ -354,6 +360,7 @@ def _was_repeated(exc: ClientError) -> bool:
 
 
 _WRITER = "vdsr-writer"
+_MARK = "vdsr-mark"
 _SET_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to credentials that may list, read and write it"
 )

@@ -137,7 +137,7 @@ def test_a_folder_that_may_not_be_read_costs_itself_only_and_is_told(service: Se
     assert summary["failures"] == {"folder_unreadable": 2}
     assert sorted(failed) == ["locked/", "sub/locked/"]
     assert "chmod" in failed["locked/"].message
-    assert "submit again with --overwrite never" in failed["locked/"].message
+    assert "submit again once it is mended" in failed["locked/"].message
     assert not (photos.with_name("in-x2") / "locked").exists()
 
     # A retry lists nothing, and so it cannot mend them: it says so again. A new submission does.
