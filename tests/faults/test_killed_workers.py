@@ -40,7 +40,9 @@ STAGES = {
 """What a worker sends to S3 at that point, and whether it is S3's answer that never comes."""
 
 
-@pytest.mark.parametrize("stage", [pytest.param(name, marks=() if "record" in name else pytest.mark.faults) for name in STAGES])
+@pytest.mark.parametrize(
+    "stage", [pytest.param(name, marks=() if "record" in name else pytest.mark.faults) for name in STAGES]
+)
 def test_a_worker_that_dies_at_any_point_costs_no_image(
     pair: Rig, bucket: str, tmp_path: Path, tally: Tally, stage: str
 ) -> None:
@@ -194,5 +196,3 @@ def _busy(node: Node) -> float:
     before = sum(map(cpu_seconds, children))
     time.sleep(1)
     return sum(map(cpu_seconds, children)) - before
-
-

@@ -1,4 +1,4 @@
-"""Workers that are asked to stop, as a spot notice does: the image in hand is finished, the rest is another's at once."""
+"""Workers that are asked to stop, as a spot notice does: the image in hand is finished, the rest given back at once."""
 
 from __future__ import annotations
 
