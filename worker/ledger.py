@@ -238,6 +238,20 @@ end
 return {found, redis.call('HGET', KEYS[1], 'state'), redis.call('ZCARD', KEYS[2])}
 """
 
+# Chunks that are overdue, nobody's, and in no message. KEYS: open, lease. ARGV: QUEUED_S, chunks that messages name.
+# -> chunks to queue.
+_LOST = """
+local waits, found = {}, {}
+for i = 2, #ARGV do waits[ARGV[i]] = true end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  if not waits[member] and redis.call('HEXISTS', KEYS[2], member) == 0 then
+    redis.call('ZADD', KEYS[1], now + ARGV[1], member)
+    table.insert(found, member)
+  end
+end
+return found
+"""
+
 # A new pass over failed images, as more chunks. KEYS: job, open, lease, done.
 # ARGV: planned as the caller saw it, chunks, QUEUED_S. -> 1, or 0 if it changed meanwhile.
 _REOPEN = """
@@ -465,6 +479,14 @@ class Ledger:
             if now is not None and not State(now).ended:  # created or retried just now
                 self._do("sadd", "vdsr:active", job_id)
         return list(found)
+
+    def lost(self, job_id: str, waiting: Iterable[str]) -> list[str]:
+        """Take back chunks whose message died with the worker that had taken it, before it took the lease.
+
+        Args:
+            waiting: the members that messages in the queue name, read before this call.
+        """
+        return list(self._run(_LOST, job_id, ("open", "lease"), QUEUED_S, *waiting))
 
     def reopen(self, record: Record, chunks: int) -> bool:
         """Add chunks that do failed images again; False if the job changed meanwhile."""
