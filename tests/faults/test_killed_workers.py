@@ -155,7 +155,7 @@ def test_workers_killed_at_random_lose_nothing_of_two_thousand_images(tmp_path: 
 def _kill_at_random(fleet: Rig, watch: Watch, tally: Tally, ended: threading.Event) -> None:
     """Every few seconds one of the workers, in one of three ways; it is started again a little later."""
     chance = random.Random(7)
-    while not ended.wait(chance.uniform(2, 6)):
+    while not ended.wait(chance.uniform(4, 10)):
         victim = chance.choice(fleet.nodes)
         ways: list[Callable[[], object]] = [victim.kill, victim.kill_celery, victim.kill_child]
         watch.strike(tally)
