@@ -6,6 +6,9 @@ Celery carries messages, and may lose or repeat them; the ledger knows what is d
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +69,17 @@ def make_app(settings: Settings) -> Celery:
         },
     )
     return app
+
+
+def members(messages: Iterable[str]) -> dict[str, set[str]]:
+    """What messages in the queue name, by job id: chunk numbers (as text), "plan" and "finish"."""
+    found: dict[str, set[str]] = {}
+    for text in messages:
+        message = json.loads(text)
+        name = message["headers"]["task"]
+        job_id, *rest = json.loads(base64.b64decode(message["body"]))[0]
+        found.setdefault(job_id, set()).add(str(rest[0]) if name == UPSCALE else name.removeprefix("vdsr."))
+    return found
 
 
 class Queue:

@@ -50,7 +50,11 @@ class Fleet:
 
     def queue_length(self, queue: str) -> int:
         """Messages waiting in a Celery queue."""
-        return sum(int(self._redis.do("llen", f"vdsr:{queue}{suffix}")) for suffix in ("", f"\x06\x16{ORDINARY}"))
+        return sum(int(self._redis.do("llen", key)) for key in _lists(queue))
+
+    def messages(self, queue: str) -> list[str]:
+        """Those messages, as kombu wrote them."""
+        return [text for key in _lists(queue) for text in self._redis.do("lrange", key, 0, -1)]
 
     def claim(self, role: str, owner: str, seconds: float) -> bool:
         """Whether this process has a role ("sweeper") for the next while."""
@@ -85,6 +89,10 @@ class Fleet:
     def refusals(self) -> dict[str, str]:
         """Versions that a worker has refused since the last promotion, and why."""
         return dict(self._redis.do("hgetall", REFUSED))
+
+
+def _lists(queue: str) -> tuple[str, str]:
+    return f"vdsr:{queue}", f"vdsr:{queue}\x06\x16{ORDINARY}"
 
 
 def _workers(queue: str) -> str:

@@ -38,7 +38,7 @@ from worker.redis_client import RedisClient
 
 KEEP_S = 30 * 24 * 3600
 """How long an ended job stays in the ledger; its report lies at the destination for good."""
-QUEUED_S = 30
+QUEUED_S = 15
 """A queued task that nobody has taken for this long is queued again, if the queue is empty."""
 PATIENCE_S = 600
 """The same if the queue is not empty: its message is probably still there."""
@@ -291,6 +291,20 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', latest, 'LI
   if redis.call('HEXISTS', KEYS[3], member) == 0 then again(member, empty and ARGV[2] or 6 * ARGV[3]) end
 end
 return {found, redis.call('HGET', KEYS[1], 'state'), redis.call('ZCARD', KEYS[2])}
+"""
+
+# Chunks that are overdue, nobody's, and in no message. KEYS: open, lease. ARGV: QUEUED_S, chunks that messages name.
+# -> chunks to queue.
+_LOST = """
+local waits, found = {}, {}
+for i = 2, #ARGV do waits[ARGV[i]] = true end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  if not waits[member] and redis.call('HEXISTS', KEYS[2], member) == 0 then
+    redis.call('ZADD', KEYS[1], now + ARGV[1], member)
+    table.insert(found, member)
+  end
+end
+return found
 """
 
 # A new pass over failed images, as more chunks. KEYS: job, open, lease, done, destinations.
@@ -576,6 +590,14 @@ class Ledger:
             if now is not None and not State(now).ended:  # created or retried just now
                 self._do("sadd", "vdsr:active", job_id)
         return list(found)
+
+    def lost(self, job_id: str, waiting: Iterable[str]) -> list[str]:
+        """Take back chunks whose message died with the worker that had taken it, before it took the lease.
+
+        Args:
+            waiting: the members that messages in the queue name, read before this call.
+        """
+        return list(self._run(_LOST, job_id, ("open", "lease"), QUEUED_S, *waiting))
 
     def reopen(self, record: Record, chunks: int) -> bool:
         """Add chunks that do failed images again; False if the job changed meanwhile.

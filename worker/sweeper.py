@@ -13,7 +13,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from vdsr.errors import VdsrError
-from worker.app import QUEUE, TRAINING, Queue
+from worker.app import QUEUE, TRAINING, Queue, members
 from worker.errors import TransientError
 from worker.fleet import Fleet
 from worker.ledger import Ledger
@@ -22,6 +22,8 @@ from worker.settings import Settings, load_settings
 from worker.training.ledger import RunLedger
 
 EVERY_S = 5.0
+QUEUE_EVERY = 3
+"""Rounds between two looks at what the queue holds: at most a thousand messages a job."""
 PRODUCTION_EVERY = 6
 """Rounds between two looks at the registry."""
 
@@ -62,8 +64,13 @@ class Sweeper(threading.Thread):
     def sweep(self) -> None:
         """Once over every active job and run."""
         empty = self.fleet.queue_length(QUEUE) == 0
+        looks = not empty and self._rounds % QUEUE_EVERY == 0
+        waiting = members(self.fleet.messages(QUEUE)) if looks else {}
         for job_id in self.ledger.active():
-            for member in self.ledger.sweep(job_id, queue_empty=empty):
+            due = self.ledger.sweep(job_id, queue_empty=empty)
+            if looks:
+                due += self.ledger.lost(job_id, waiting.get(job_id, ()))
+            for member in due:
                 log.info("queueing %s of job %s again", member, job_id)
                 self.queue.member(job_id, member)
         for run_id in self.runs.sweep(queue_empty=self.fleet.queue_length(TRAINING) == 0):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 
 import pytest
 
+from worker.app import Queue, make_app, members
 from worker.errors import BrokerUnreachable
 from worker.fleet import Fleet
+from worker.settings import load_settings
 
 pytestmark = pytest.mark.redis
 
@@ -52,3 +55,21 @@ def test_a_refusal_is_told_until_the_next_promotion(fleet: Fleet) -> None:
 
     fleet.announce(serial + 1, "good")
     assert fleet.refusals() == {}
+
+
+def test_messages_tell_what_they_name_and_the_urgent_come_first(quiet_redis_url: str, fleet: Fleet) -> None:
+    settings = load_settings({"VDSR_REDIS_URL": quiet_redis_url})
+    queue, job_id = Queue(settings), secrets.token_hex(4)
+    before = fleet.queue_length("upscale")
+
+    queue.upscale(job_id, 7)
+    queue.upscale(job_id, 8, again=True)
+    for member in ("plan", "finish", "9"):
+        queue.member(job_id, member)
+
+    assert members(fleet.messages("upscale"))[job_id] == {"7", "8", "9", "plan", "finish"}
+    assert fleet.queue_length("upscale") == before + 5
+    assert int(fleet._redis.do("llen", "vdsr:upscale\x06\x163")) >= 1
+    with make_app(settings).connection() as connection:  # as a worker takes them
+        taken = [connection.default_channel.basic_get("upscale") for _ in range(before + 5)]
+    assert [json.loads(message.body)[0] for message in taken if job_id in str(message.body)][-1] == [job_id, 7]

@@ -251,6 +251,16 @@ def test_an_expired_lease_is_found_however_many_chunks_wait(ledger: Ledger, job:
     assert len(ledger.sweep(job.id, queue_empty=True)) == 199
 
 
+def test_a_chunk_whose_message_is_gone_is_queued_again_though_others_wait(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=4)
+    key = f"vdsr:{{{job.id}}}:open"
+    ledger._redis.do("zadd", key, {str(n): time.time() - 1 for n in range(3)})  # the fourth is not due yet
+    ledger.lease(job.id, 1, "mine", 30)
+
+    assert ledger.lost(job.id, {"0"}) == ["2"]
+    assert ledger.lost(job.id, {"0"}) == []  # for a while
+
+
 def test_an_ended_job_keeps_its_state_when_it_is_cancelled(ledger: Ledger, job: Job) -> None:
     ledger.stop(job.id, State.FAILED, "no bucket")
 
