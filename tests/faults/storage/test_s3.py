@@ -297,7 +297,8 @@ def test_an_outage_of_a_minute_costs_time_and_no_image(
         summary = service.wait(job_id)
         thread.join()
 
-    assert outage.spoilt > 50
+    assert outage.spoilt > 10
+    assert summary["failures"] == {}
     assert summary["images"] == {"total": 400, "done": 400, "failed": 0, "skipped": 0, "ignored": 0}
     check_record(service, job_id, keys)
 
@@ -345,6 +346,7 @@ def test_a_third_of_all_requests_failing_in_every_way_loses_and_doubles_nothing(
         summary = service.wait(job_id)
 
     assert all(rule.spoilt > 50 for rule in rules)
+    assert summary["failures"] == {}
     assert summary["images"] == {"total": 2000, "done": 2000, "failed": 0, "skipped": 0, "ignored": 0}
     check_record(service, job_id, keys)
 
