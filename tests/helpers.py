@@ -62,9 +62,9 @@ class Service:
         """Do a job to its end; its summary."""
         return self.wait(self.submit(source, destination, **options))
 
-    def wait(self, job_id: str) -> dict:
+    def wait(self, job_id: str, seconds: float = 400) -> dict:
         """The summary of a job once it has ended."""
-        record = self.client.wait(job_id, timeout_s=400)
+        record = self.client.wait(job_id, timeout_s=seconds)
         assert record is not None, self.client.ledger.record(job_id)
         return summarise(record)
 

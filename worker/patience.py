@@ -22,8 +22,8 @@ PATIENCE_S = 120.0
 """Bounds what an outage costs: while nothing works, a worker fails no more than its reading threads' images in this
 time."""
 ALONE, ALONE_S = 3, 20.0
-"""Attempts at an object while others are read or written, and the least time that they take: with 40% of all requests
-failing, three attempts in a row failed 11 of 2,000 images."""
+"""Attempts at an object while others are read or written, and the least time that they take: with a third of all
+requests failing, three attempts in a row failed 11 of 2,000 images."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 LOOK_S = 0.5
 
