@@ -297,7 +297,8 @@ def test_an_outage_of_a_minute_costs_time_and_no_image(
         summary = service.wait(job_id)
         thread.join()
 
-    assert outage.spoilt > 50
+    assert outage.spoilt > 10
+    assert summary["failures"] == {}
     assert summary["images"] == {"total": 400, "done": 400, "failed": 0, "skipped": 0, "ignored": 0}
     check_record(service, job_id, keys)
 
@@ -336,16 +337,17 @@ def test_a_server_that_falls_silent_is_asked_again_after_its_timeout(
 def test_a_third_of_all_requests_failing_in_every_way_loses_and_doubles_nothing(
     service: Service, proxy: Proxy, bucket: str, outside: S3Storage
 ) -> None:
-    keys = fill(outside, 2000)
+    keys = fill(outside, 800)
     faults = [refusal(500, "InternalError"), SLOW_DOWN, reset, truncated, lost_answer]
     rules = [Rule("", "", fault, share=0.08, times=None) for fault in faults]
 
     with proxy.spoiling(*rules):
         job_id = submit(service, bucket)
-        summary = service.wait(job_id)
+        summary = service.wait(job_id, 1200)
 
     assert all(rule.spoilt > 50 for rule in rules)
-    assert summary["images"] == {"total": 2000, "done": 2000, "failed": 0, "skipped": 0, "ignored": 0}
+    assert summary["failures"] == {}
+    assert summary["images"] == {"total": 800, "done": 800, "failed": 0, "skipped": 0, "ignored": 0}
     check_record(service, job_id, keys)
 
 
