@@ -29,9 +29,6 @@ demo: $(READY) ## Upscale real sample photographs x2 with an embedded Redis and 
 test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 	$(BIN)/python -m pytest
 
-test-faults: $(READY) ## Run the long tests under faults, and the short ones (minutes)
-	$(BIN)/python -m pytest -m "faults or not faults" tests/faults
-
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
 

@@ -343,7 +343,7 @@ def test_a_third_of_all_requests_failing_in_every_way_loses_and_doubles_nothing(
 
     with proxy.spoiling(*rules):
         job_id = submit(service, bucket)
-        summary = service.wait(job_id, 1200)
+        summary = service.wait(job_id, timeout_s=1200)
 
     assert all(rule.spoilt > 50 for rule in rules)
     assert summary["failures"] == {}
