@@ -114,16 +114,16 @@ class Job:
     """Unix time in seconds."""
     schema: int = SCHEMA
 
-    def mark(self, key: str, version: str, sha256: str) -> str:
-        """A digest of all that shapes an output; two of one mark are the same picture.
+    def made_of(self, key: str, version: str, sha256: str) -> str:
+        """A digest of all that shapes an output: two that share it are the same picture.
 
         Args:
             version: of the source object.
             sha256: of the weights.
         """
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in SHAPELESS}
-        made_of = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
-        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+        parts = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def places(self) -> tuple[str, str]:

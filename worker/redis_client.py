@@ -37,6 +37,7 @@ class RedisClient:
         self._redis: redis.Redis = redis.Redis.from_url(
             url,
             decode_responses=True,
+            encoding_errors="surrogateescape",  # names of files that are not UTF-8
             socket_timeout=15,
             socket_connect_timeout=5,
             health_check_interval=10,

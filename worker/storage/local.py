@@ -122,12 +122,15 @@ class LocalStorage:
 
     def mark(self, key: str) -> str | None:
         """The mark of a file: an attribute of it, or beside it in MARKS on a disk that has no attributes."""
-        path = self._path(key)
+        path = os.path.join(self._root, check_key(key))
+        self._refuse_outside(os.path.dirname(path))
         try:
             with _naming_errors(path):
-                version = _version(os.lstat(path))
+                found = os.lstat(path)
         except ObjectNotFound:
             return None
+        if not stat.S_ISREG(found.st_mode):  # a link, say, which a write replaces
+            return ""
         note = _get_attribute(path)
         with suppress(ObjectNotFound):
             note = note or self.read(MARKS + key)
@@ -135,7 +138,7 @@ class LocalStorage:
             noted = json.loads(note)
         except ValueError:
             return ""
-        return str(noted["mark"]) if noted["version"] == version else ""  # else somebody wrote to it in place
+        return str(noted["mark"]) if noted["version"] == _version(found) else ""  # else somebody wrote to it in place
 
     def folds_names(self) -> bool:
         """Whether names that differ in case only, or in Unicode normalisation only, are one name in this folder.
