@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -60,3 +61,14 @@ def test_settings_come_from_the_environment_and_others_variables_are_left_alone(
 def test_passwords_do_not_show() -> None:
     assert mask("rediss://user:secret@host:1/2?a=b") == "rediss://user:***@host:1/2?a=b"
     assert mask("redis://host:1") == "redis://host:1"
+
+
+def test_every_promise_is_shown_by_a_test_that_there_is() -> None:
+    tests = Path(__file__).parents[1]
+    known = {
+        name for path in tests.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "promises.md").read_text()))
+
+    assert len(named) > 30
+    assert sorted(named - known) == []
