@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from worker.errors import BrokerUnreachable
 from worker.settings import Settings
+from worker.transport import register
 
 QUEUE = "upscale"
 TRAINING = "train"
@@ -25,8 +26,10 @@ TRAIN = "vdsr.train"
 
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
+    register()
     app = Celery("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper"])
     app.conf.update(
+        broker_use_ssl=settings.broker_tls,
         task_serializer="json",
         accept_content=["json"],  # no pickle: a message cannot run code
         task_ignore_result=True,  # the ledger holds state
