@@ -9,7 +9,7 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-faults soak check format train bench clean
+.PHONY: help setup demo test test-quality test-faults soak check audit format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

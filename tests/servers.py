@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -305,6 +306,80 @@ class _Way:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+# --- Redis with TLS, passwords and permissions ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SecureRedis:
+    """A running Redis that speaks TLS only."""
+
+    port: int
+    authority: Path
+    """The certificate to trust."""
+    folder: Path
+    """Its append-only file and log."""
+
+    def url(self, user: str, password: str) -> str:
+        """Without the certificate's authority."""
+        return f"rediss://{user}:{password}@localhost:{self.port}/0"
+
+
+@contextmanager
+def secure_redis(folder: Path, users: Sequence[str]) -> Iterator[SecureRedis]:
+    """Debian's Redis, with TLS and these users.
+
+    Args:
+        users: lines of an ACL file; nobody else is let in.
+
+    Raises:
+        ServerMissing: no redis-server or openssl here. (Valkey's wheel has no TLS.)
+    """
+    binary = shutil.which("redis-server")
+    if binary is None or shutil.which("openssl") is None:
+        raise ServerMissing("redis-server or openssl is missing; apt-get install redis-server openssl")
+    authority, certificate, key = make_certificate(folder)
+    (folder / "users.acl").write_text("\n".join(["user default off", *users]) + "\n")
+    (port,) = free_ports(1)
+    options = {
+        "port": "0",
+        "tls-port": str(port),
+        "bind": "127.0.0.1",
+        "tls-cert-file": str(certificate),
+        "tls-key-file": str(key),
+        "tls-ca-cert-file": str(authority),
+        "tls-auth-clients": "no",
+        "aclfile": str(folder / "users.acl"),
+        "dir": str(folder),
+        "save": "",
+        "appendonly": "yes",
+        "maxmemory-policy": "noeviction",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    with child_process([binary, *words], folder / "redis.log") as process:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "Ready to accept connections" not in (log := (folder / "redis.log").read_text()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"redis-server did not start: {log}")
+            time.sleep(0.05)
+        yield SecureRedis(port, authority, folder)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """An authority's certificate, and one for localhost signed by it, with its key."""
+    authority, certificate, key = folder / "ca.pem", folder / "redis.pem", folder / "redis.key"
+    own, request, names = folder / "ca.key", folder / "redis.csr", folder / "names"
+    names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    fresh = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for words in (
+        ["req", "-x509", *fresh, "-keyout", own, "-out", authority, "-days", "2", "-subj", "/CN=tests' authority"],
+        ["req", *fresh, "-keyout", key, "-out", request, "-subj", "/CN=localhost"],
+        ["x509", "-req", "-in", request, "-CA", authority, "-CAkey", own, "-CAcreateserial", "-out", certificate,
+         "-days", "2", "-extfile", names],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
+    return authority, certificate, key
 
 
 # --- for any server -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from worker.errors import BrokerUnreachable
 from worker.fleet import ORDINARY
 from worker.settings import Settings
+from worker.transport import register
 
 QUEUE = "upscale"
 TRAINING = "train"
@@ -39,8 +40,10 @@ class App(Celery):  # type: ignore[misc]  # celery has no types
 
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
+    register()
     app = App("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper", "worker.stopping"])
     app.conf.update(
+        broker_use_ssl=settings.broker_tls,
         task_serializer="json",
         accept_content=["json"],  # no pickle: a message cannot run code
         task_ignore_result=True,  # the ledger holds state

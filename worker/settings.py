@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from vdsr.device import ENGINES, PRECISIONS
 from worker.errors import UsageError
@@ -25,8 +25,10 @@ class Settings:
 
     state_dir: Path
     """Where `vdsr dev` keeps its Redis: its socket here is found by every other command."""
-    redis_url: str
+    redis_url: str = field(repr=False)  # it may hold a password
     """redis://, rediss:// or unix:// of the queue and ledger; unset: the Redis of `vdsr dev`, else localhost."""
+    redis_ca: Path | None = None
+    """The certificate of the authority that vouches for a rediss:// server; unset: those that the system trusts."""
     s3_endpoint_url: str | None = None
     """URL of an S3 server that is not Amazon's."""
     device: str = "auto"
@@ -87,6 +89,20 @@ class Settings:
                 f"VDSR_REDIS_URL is {mask(self.redis_url)!r}; it must start with redis://, rediss:// or unix://"
             )
 
+        if {"password", "username"} & set(parse_qs(urlsplit(self.redis_url).query)):
+            raise UsageError("VDSR_REDIS_URL has a password behind '?'; write it as rediss://user:password@host:port/0")
+        if self.redis_ca:
+            object.__setattr__(self, "redis_url", _trusting(self.redis_url, self.redis_ca))
+
+    @property
+    def broker_tls(self) -> dict[str, Any] | None:
+        """What Celery is to check about a server with TLS; without, it would take any certificate."""
+        parts = urlsplit(self.redis_url)
+        if parts.scheme != "rediss":
+            return None
+        given = {name: values[0] for name, values in parse_qs(parts.query).items() if name.startswith("ssl_")}
+        return {"ssl_cert_reqs": "required", **given}
+
     @property
     def broker_url(self) -> str:
         """The same Redis in Celery's words."""
@@ -128,6 +144,17 @@ def mask(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _trusting(url: str, authority: Path) -> str:
+    """The URL with the authority in it, in the words that redis-py and Celery share."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        raise UsageError(f"VDSR_REDIS_CA is set, and {mask(url)!r} has no TLS; write rediss:// in VDSR_REDIS_URL")
+    if not authority.is_file():
+        raise UsageError(f"VDSR_REDIS_CA is {str(authority)!r}, which is no file; give a certificate in PEM")
+    query = {**parse_qs(parts.query), "ssl_ca_certs": [str(authority)]}
+    return urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
 
 
 def _default_redis(state_dir: Path) -> str:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from faults import fuzz
 
 from vdsr.errors import ImageUnsupported
 from worker.formats import FORMATS
 from worker.images import decode
-
-PATH = Path(__file__).with_name("fuzz.py")
-SPEC = importlib.util.spec_from_file_location("fuzz", PATH)
-assert SPEC is not None
-assert SPEC.loader is not None
-fuzz = importlib.util.module_from_spec(SPEC)
-sys.modules["fuzz"] = fuzz
-SPEC.loader.exec_module(fuzz)
 
 BAD = """
 import ctypes, time

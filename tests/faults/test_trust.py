@@ -1,0 +1,424 @@
+"""Whom does the service believe? Nobody's message, file or name; and its secrets show nowhere."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import json
+import os
+import pickle
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import servers
+import torch
+from faults.secured import ADMIN, PASSWORD, Secured
+from helpers import make_photos, vdsr, wait_until
+from safetensors.torch import save as serialise
+
+from vdsr import checkpoint, model
+from vdsr.errors import VdsrError
+from worker.app import PLAN, QUEUE, UPSCALE, Queue, make_app
+from worker.client import Client
+from worker.errors import BrokerRefused, BrokerUnreachable, UsageError
+from worker.jobs import Job, Model, Options, State
+from worker.redis_client import RedisClient
+from worker.settings import load_settings, mask
+from worker.uris import open_storage
+
+pytestmark = [pytest.mark.redis, pytest.mark.s3]
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """A pickle that makes a folder when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def envelope(content: object, **changes: object) -> bytes:
+    """A message as Celery puts it on the queue."""
+    message = {
+        "body": base64.b64encode(json.dumps(content).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": UPSCALE, "id": os.urandom(4).hex(), "argsrepr": "", "kwargsrepr": ""},
+        "properties": {
+            "correlation_id": os.urandom(4).hex(),
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": os.urandom(8).hex(),
+        },
+    }
+    return json.dumps({**message, **changes}).encode()
+
+
+def task(name: str, args: object = (), kwargs: object = None) -> bytes:
+    """A call of a task, well-formed but for what is asked."""
+    headers = {"lang": "py", "task": name, "id": os.urandom(4).hex(), "argsrepr": "", "kwargsrepr": ""}
+    return envelope([args, kwargs or {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}],
+                    headers=headers)  # fmt: skip
+
+
+def hostile_messages(owned: Path) -> list[bytes]:
+    """What anybody might put on the queue."""
+    bomb = base64.b64encode(pickle.dumps(Bomb(owned))).decode()
+    pickles = [
+        envelope([], **{"content-type": kind, "content-encoding": "binary", "body": bomb})
+        for kind in ("application/x-python-serialize", "application/x-pickle", "pickle", "application/data")
+    ]
+    disguised = envelope([], body=bomb)
+    yaml = b"!!python/object/apply:os.mkdir ['%s']" % os.fsencode(owned)
+    others = [
+        envelope([], **{"content-type": "application/x-yaml", "body": base64.b64encode(yaml).decode()}),
+        envelope([], **{"content-type": "application/x-msgpack"}),
+        envelope("no list"),
+        envelope([], body=base64.b64encode(b"[" * 100_000).decode()),
+        envelope([]),
+        envelope(None),
+        envelope({"args": [1]}),
+        envelope([[], {}, {}], headers={}),
+        envelope([[], {}, {}], body="%%% no base64"),
+        task("os.mkdir", [str(owned)]),
+        task("celery.backend_cleanup"),
+        task("celery.accumulate", [1]),
+        task("celery.map", [{"task": "x"}, []]),
+        *(task(UPSCALE, args) for args in ([], ["x"], ["x", "y", "z"], [None, 1], [{"a": 1}, [2]], ["../..", -1])),
+        *(task(UPSCALE, args) for args in ("no list", 5, ["x" * 1_000_000, 0], ["x", 10**40], ["x", float("nan")])),
+        task(UPSCALE, ["x", 0], {"settings": "x"}),
+        task(UPSCALE, ["x", 0], ["no", "mapping"]),
+        task(PLAN, ["no-such-job"]),
+        task(PLAN, [["a", "list"]]),
+    ]
+    no_messages = [b"no JSON", b"", b"\xff\xfe", b"[]", b"null", b"7", b"{}", b'{"body": 1}', b"[[[[", b"[" * 100_000]
+    return [*pickles, disguised, *others, *no_messages]
+
+
+@pytest.mark.slow
+def test_no_message_runs_code_or_ends_the_worker(secured: Secured, tmp_path: Path) -> None:
+    owned = tmp_path / "owned"
+    (parent,) = secured.service.workers
+    for message in hostile_messages(owned):
+        secured.admin.lpush(f"vdsr:{QUEUE}", message)
+    wait_until(lambda: secured.admin.llen(f"vdsr:{QUEUE}") == 0, 60)
+
+    summary = secured.service.run(make_photos(tmp_path / "photos", 4))
+
+    assert summary["images"]["done"] == 4
+    assert not owned.exists()
+    assert parent.poll() is None
+    assert len(secured.service.children()) == 1
+    log = (secured.service.folder / "worker.log").read_text()
+    assert "Refusing to deserialize" in log or "ContentDisallowed" in log
+    assert "Received unregistered task of type 'os.mkdir'" in log
+    wait_until(lambda: secured.admin.hlen("vdsr:unacked") == 0, 60)
+
+
+# ---- Redis ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_documented_permissions_suffice_for_jobs_kills_retries_and_cancels(
+    secured: Secured, tmp_path: Path
+) -> None:
+    service = secured.service
+    secured.admin.acl_log_reset()
+    photos = make_photos(tmp_path / "photos", 30, size=(64, 48))
+    (photos / "bad.png").write_bytes(b"")
+    job_id = service.submit(photos)
+    wait_until(lambda: int(service.client.ledger.record(job_id).counters.get("done", 0)) >= 3, 120)
+    secured.restart_worker()
+
+    summary = service.wait(job_id)
+    assert summary["images"] == {"total": 31, "done": 30, "failed": 1, "skipped": 0, "ignored": 0}
+    assert service.client.retry(job_id) == 1
+    service.wait(job_id)
+    other = service.submit(photos, tmp_path / "other", score=False)
+    service.client.cancel(other)
+    wait_until(lambda: service.client.ledger.record(other).state is State.CANCELLED)
+    assert make_app(service.settings).control.inspect(timeout=10).ping()
+    service.client.fleet.announce(1, "v")
+    service.client.fleet.report_refusal("v", "why")
+    service.client.ledger.job_ids()
+    refused = [entry for entry in secured.admin.acl_log() if entry["username"] == "vdsr"]
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("EVAL", "return 1", "0"), ("GET", "other"), ("SHUTDOWN",),
+     ("SUBSCRIBE", "other"), ("ACL", "LIST"), ("DEBUG", "SLEEP", "0"), ("CLIENT", "KILL", "TYPE", "normal"),
+     ("MODULE", "LOAD", "x"), ("REPLICAOF", "localhost", "1"), ("MONITOR",), ("SLOWLOG", "GET")],
+)  # fmt: skip
+def test_the_documented_permissions_allow_nothing_else(secured: Secured, command: tuple[str, ...]) -> None:
+    ours = redis.Redis.from_url(
+        secured.redis.url("vdsr", PASSWORD), ssl_ca_certs=str(secured.redis.authority), protocol=2
+    )
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        ours.execute_command(*command)
+
+
+def test_a_command_that_is_not_permitted_is_told_without_the_password(secured: Secured) -> None:
+    with pytest.raises(BrokerRefused) as caught:
+        RedisClient(secured.service.settings.redis_url).do("flushall")
+    assert "refused a command" in str(caught.value)
+    assert PASSWORD not in str(caught.value) + repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another's"])
+def test_a_server_whose_certificate_is_not_vouched_for_gets_no_password(
+    secure_redis: servers.SecureRedis, tmp_path: Path, whose: str
+) -> None:
+    environment = {"VDSR_REDIS_URL": secure_redis.url("vdsr", PASSWORD)}
+    if whose == "another's":
+        environment["VDSR_REDIS_CA"] = str(servers.make_certificate(tmp_path)[0])
+    settings = load_settings(environment)
+    for connect in (lambda: Client.connect(settings), lambda: Queue(settings).plan("x")):
+        with pytest.raises(BrokerUnreachable) as caught:
+            connect()
+        assert PASSWORD not in str(caught.value)
+    with make_app(settings).connection_for_write() as connection, pytest.raises(Exception, match=r"(?i)certificate"):
+        connection.default_channel.client.ping()
+
+
+def test_another_name_than_the_certificates_is_refused(secure_redis: servers.SecureRedis) -> None:
+    url = secure_redis.url("vdsr", PASSWORD).replace("localhost", "127.0.0.2")
+    with pytest.raises(BrokerUnreachable):
+        Client.connect(load_settings({"VDSR_REDIS_URL": url, "VDSR_REDIS_CA": str(secure_redis.authority)}))
+
+
+def test_a_wrong_password_is_told_without_it(secure_redis: servers.SecureRedis) -> None:
+    url = secure_redis.url("vdsr", "wrong-" + PASSWORD)
+    with pytest.raises((BrokerUnreachable, BrokerRefused)) as caught:
+        Client.connect(load_settings({"VDSR_REDIS_URL": url, "VDSR_REDIS_CA": str(secure_redis.authority)}))
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "authority", "said"),
+    [
+        ("redis://h:1/0", "here", r"has no TLS; write rediss://"),
+        ("rediss://h:1/0", "gone", r"which is no file; give a certificate in PEM"),
+        ("rediss://h:1/0?password=geheim", None, r"has a password behind '\?'; write it as rediss://user:password@"),
+    ],
+)
+def test_settings_that_would_not_protect_are_refused(url: str, authority: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("")
+    environment = {"VDSR_REDIS_URL": url} | ({"VDSR_REDIS_CA": str(tmp_path / authority)} if authority else {})
+    with pytest.raises(UsageError, match=said) as caught:
+        load_settings(environment)
+    assert "geheim" not in str(caught.value)
+
+
+def test_settings_do_not_print_the_password() -> None:
+    settings = load_settings({"VDSR_REDIS_URL": f"redis://u:{PASSWORD}@h:1/0"})
+    assert PASSWORD not in repr(settings)
+    assert mask(settings.redis_url) == "redis://u:***@h:1/0"
+
+
+# ---- secrets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_no_secret_is_written_or_printed_anywhere(
+    secured: Secured, bucket: str, s3_server: servers.S3Server, tmp_path: Path
+) -> None:
+    service = secured.service
+    photos = make_photos(tmp_path / "photos", 6)
+    (photos / "bad.png").write_bytes(b"what is this")
+    source = open_storage(f"s3://{bucket}/in", service.settings)
+    for path in photos.glob("*.*"):
+        source.write(path.name, path.read_bytes())
+    state = {**service.environment, "HOME": str(tmp_path)}
+    wrong = {"VDSR_REDIS_URL": service.environment["VDSR_REDIS_URL"].replace("localhost", "127.0.0.2")}
+    commands = [
+        vdsr(state, "submit", f"s3://{bucket}/in", f"s3://{bucket}/out", "--wait"),
+        vdsr(state, "submit", str(photos), str(tmp_path / "out"), "--wait", "--json"),
+        vdsr(state, "submit", f"s3://{bucket}-gone/in", f"s3://{bucket}/out"),
+        vdsr(state, "submit", str(photos), f"s3://{bucket}-gone/out", "--wait"),
+        vdsr(state, "list"),
+        vdsr(state, "doctor", f"s3://{bucket}/in"),
+        vdsr(state, "list", **wrong),
+        vdsr(state, "submit", str(photos), **{"VDSR_REDIS_URL": f"http://u:{PASSWORD}@h"}),
+        vdsr(state, "doctor", f"s3://{bucket}/in", AWS_ACCESS_KEY_ID="stranger"),
+    ]
+    assert [result.returncode for result in commands[:2]] == [3, 3], commands[:2]
+    secured.restart_worker()
+    service.run(photos, tmp_path / "again")
+    secured.admin.bgrewriteaof()
+    secured.admin.save()
+    wait_until(lambda: not secured.admin.info("persistence")["aof_rewrite_in_progress"])
+    (tmp_path / "printed").write_text("\n".join(result.stdout + result.stderr for result in commands))
+    (tmp_path / "record").write_bytes(_whole(s3_server, bucket))
+
+    secrets = {"Redis password": PASSWORD, "S3 secret": s3_server.secret_key, "admin": ADMIN}
+    config = {secured.redis.folder / "users.acl"}
+    folders = [tmp_path, service.folder, secured.redis.folder]
+    assert _found(secrets, folders, config) == []
+    assert _found({"canary": "what is this"}, folders, config) != []  # it does look into what jobs write
+
+
+def _whole(server: servers.S3Server, bucket: str) -> bytes:
+    """Every object of a bucket, hidden ones too, one behind the other."""
+    from worker.storage.s3 import clients
+
+    client = clients.get(server.endpoint_url, None)
+    keys = [found["Key"] for found in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert any("/.vdsr/" in key for key in keys)
+    return b"\n".join(client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys)
+
+
+def _found(secrets: dict[str, str], folders: list[Path], config: set[Path]) -> list[str]:
+    """Where a secret stands, as it is or in the encodings of URLs, base64 and gzip."""
+    found = []
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file() and path not in config):
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data += gzip.decompress(data)
+        for name, secret in secrets.items():
+            spellings = [secret.encode(), base64.b64encode(secret.encode())[:-2], secret.encode("utf-16-le")]
+            found += [f"{name} in {path}" for spelling in spellings if spelling in data]
+    return found
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def wrong_checkpoints(folder: Path, owned: Path) -> dict[str, Path]:
+    """Files that are no checkpoint of ours, each in its own way."""
+    state = dict(model.VDSR().state_dict())
+    card = {"format": checkpoint.FORMAT, "version": "x", "depth": "20", "channels": "64"}
+    narrow = {name: tensor[:5] if tensor.ndim else tensor for name, tensor in state.items()}
+    sound = checkpoint.to_bytes(model.VDSR(), version="x")
+    files = {
+        "a pickle": pickle.dumps({"state_dict": Bomb(owned)}),
+        "other shapes": serialise({name: tensor.contiguous() for name, tensor in narrow.items()}, metadata=card),
+        "another network": serialise({"a": torch.zeros(3)}, metadata=card),
+        "cut off": sound[: len(sound) // 2],
+        "a header of gigabytes": (10**12).to_bytes(8, "little") + sound[8:],
+        "nothing": b"",
+    }
+    paths = {}
+    for name, data in files.items():
+        paths[name] = folder / f"{name.replace(' ', '-')}.safetensors"
+        paths[name].write_bytes(data)
+    paths["a pickle by torch"] = folder / "torch.pth"
+    torch.save({"state_dict": Bomb(owned)}, paths["a pickle by torch"])
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["a pickle", "a pickle by torch", "other shapes", "another network", "cut off", "a header of gigabytes", "nothing"],
+)
+def test_no_command_takes_weights_that_are_not_what_they_claim(name: str, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"vdsr-{os.urandom(4).hex()}"
+    state = {**os.environ, "VDSR_STATE_DIR": str(folder), "VDSR_THREADS": "1"}
+    owned, photos = tmp_path / "owned", make_photos(tmp_path / "photos", 1)
+    path = wrong_checkpoints(tmp_path, owned)[name]
+    commands = [
+        vdsr(state, "upscale", photos, tmp_path / "out", VDSR_WEIGHTS=str(path)),
+        vdsr(state, "models", "show", path),
+        vdsr(state, "models", "publish", path),
+        vdsr(state, "models", "import", path, tmp_path / "imported.safetensors"),
+    ]
+    shutil.rmtree(folder, ignore_errors=True)
+    for result in commands:
+        assert result.returncode == 2, result
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr) > 20
+    assert not owned.exists()
+    assert not (tmp_path / "imported.safetensors").exists()
+
+
+# ---- where S3 is ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listener() -> Iterator[tuple[int, list[bytes]]]:
+    """A port on which nobody should call, and what was said by those who did."""
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        ended = threading.Event()
+
+        def listen() -> None:
+            while not ended.is_set():
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    continue
+                with connection:
+                    connection.settimeout(2)
+                    heard.append(connection.recv(1000))
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        yield server.getsockname()[1], heard
+        ended.set()
+        thread.join()
+
+
+HOSTILE_PLACES = [
+    "s3://127.0.0.1:{port}/x",
+    "s3://user:password@127.0.0.1:{port}/x",
+    "s3://bucket.127.0.0.1:{port}/x",
+    "s3://bucket/x?endpoint_url=http://127.0.0.1:{port}",
+    "s3://bucket@127.0.0.1:{port}#/x",
+    "s3://http://127.0.0.1:{port}/x",
+    "http://127.0.0.1:{port}/x",
+    "//127.0.0.1:{port}/x",
+]
+
+
+@pytest.mark.slow
+def test_a_job_cannot_send_a_worker_or_its_credentials_to_another_server(secured: Secured, tmp_path: Path) -> None:
+    service = secured.service
+    sound = make_photos(tmp_path / "photos", 1)
+    weights = Model(checkpoint.identify().version, checkpoint.identify().sha256)
+    with listener() as (port, heard):
+        ids = []
+        for number, template in enumerate(HOSTILE_PLACES):
+            place = template.format(port=port)
+            for source, target in ((place, str(tmp_path / "out")), (str(sound), place)):
+                job = Job(f"hostile-{number}-{len(ids)}", source, target, Options(), weights)
+                service.client.ledger.create(job)
+                service.client.queue.plan(job.id)
+                ids.append(job.id)
+            with pytest.raises(VdsrError):
+                service.submit(place, tmp_path / "out")
+        wait_until(lambda: all(service.client.ledger.record(job_id).state.ended for job_id in ids), 240)
+        assert heard == []
+    assert {service.client.ledger.record(job_id).state for job_id in ids} <= {State.FAILED, State.COMPLETED}
+
+
+def test_a_job_that_names_a_server_is_refused(secured: Secured) -> None:
+    identity = checkpoint.identify()
+    job = Job("x", "s3://bucket/in", "s3://bucket/out", Options(), Model(identity.version, identity.sha256))
+    raw = json.loads(job.to_json())
+    for changed in (
+        {**raw, "endpoint_url": "http://evil"},
+        {**raw, "options": {**raw["options"], "endpoint_url": "http://evil"}},
+        {**raw, "options": {**raw["options"], "s3_endpoint_url": "http://evil"}},
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            Job.from_json(json.dumps(changed))
+    names = {field.name for kind in (Job, Options, Model) for field in dataclasses.fields(kind)}
+    assert not [name for name in names if "endpoint" in name or "credential" in name or "secret" in name]
