@@ -39,9 +39,9 @@ from worker.redis_client import RedisClient
 KEEP_S = 30 * 24 * 3600
 """How long an ended job stays in the ledger; its report lies at the destination for good."""
 QUEUED_S = 15
-"""A queued task that nobody has taken for this long is queued again, if the queue is empty."""
+"""A queued task that nobody has taken for this long is queued again, if no message in the queue names it."""
 PATIENCE_S = 600
-"""The same if the queue is not empty: its message is probably still there."""
+"""The same whatever the queue holds: a second message does no harm."""
 PLAN, FINISH = "plan", "finish"
 """Members of `open` that are no chunks."""
 DESTINATIONS = "vdsr:destinations"

@@ -106,7 +106,6 @@ def test_idle_workers_that_die_or_vanish_take_no_message_with_them(pair: Rig, tm
     tally.fault = "an idle worker vanishes, its connections stay half open"
     photos = make_photos(tmp_path / "photos", 12)
     wanted = _quiet_run(pair, photos, tmp_path / "quiet")
-    victim = pair.nodes[0]
 
     # Redis still believes in the dead worker's waiting pop, and gives it the next message.
     pair.redis_way.silence()
@@ -124,7 +123,7 @@ def test_idle_workers_that_die_or_vanish_take_no_message_with_them(pair: Rig, tm
 
     add(tally, pair.service, job_id, wanted, {})
     assert tally.clean, tally
-    assert victim in pair.nodes
+    assert max(tally.recovery_s) < 2 * TAKEOVER_S  # their starting included
 
 
 @pytest.mark.faults
