@@ -1,9 +1,10 @@
 """How long is a storage waited for that does not answer? Until it does, or for PATIENCE_S; then it is an outcome.
 
-The storages repeat a request some times within seconds (botocore does, as long as its quota of repetitions lasts:
-100 in a row, after which nothing is repeated any more). An outage or a throttled prefix lasts longer, and would fail
-every image that it meets. So what a StorageUnavailable ended is tried again here, with pauses that double and are
-drawn at random, lest a fleet comes back all at once.
+botocore repeats a request for 1 second after a 500 or a reset, and for 15 to 30 after a 503; after 8 to 16 failed
+objects its quota is used up, and nothing is repeated any more (measured, botocore 1.44.5). An outage or a throttled
+prefix lasts longer, and would fail every image that it meets: 387 of 400 in 40 seconds of resets. So what a
+StorageUnavailable ended is tried again here, with pauses that double and are drawn at random, lest a fleet comes back
+all at once.
 
 An object that fails while others work is a case of its own: it is given up after ALONE attempts and ALONE_S.
 """

@@ -55,7 +55,7 @@ def outputs(folder: Path) -> dict[str, tuple[int, int]]:
 def test_a_disk_that_fills_up_keeps_what_is_whole_and_says_so(
     service: Service, small_disk: Path, tmp_path: Path
 ) -> None:
-    photos = make_photos(tmp_path / "in", 150, size=(64, 48))
+    photos = make_photos(tmp_path / "in", 60, size=(64, 48))
 
     job_id = service.submit(photos, small_disk / "out", format="bmp", score=False)
     summary = service.wait(job_id)
@@ -67,7 +67,7 @@ def test_a_disk_that_fills_up_keeps_what_is_whole_and_says_so(
     assert 1 <= len(made) == images["done"] <= 6
     assert set(made.values()) == {(128, 96)}
     if summary["state"] == "completed":
-        assert summary["failures"] == {"disk_full": 150 - images["done"]}
+        assert summary["failures"] == {"disk_full": 60 - images["done"]}
     else:
         assert "No space left on device; free some space" in summary["error"]
     assert not list(small_disk.rglob("*.tmp"))
