@@ -62,7 +62,7 @@ class Service:
 
     def wait(self, job_id: str) -> dict:
         """The summary of a job once it has ended."""
-        record = self.client.wait(job_id, timeout_s=150)
+        record = self.client.wait(job_id, timeout_s=400)
         assert record is not None, self.client.ledger.record(job_id)
         return summarise(record)
 

@@ -19,7 +19,7 @@ MISREAD = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 log = logging.getLogger(__name__)
 
 
-class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
+class Channel(redis.Channel):
     """kombu's, but for messages that it or Celery trips over."""
 
     def basic_consume(
@@ -36,17 +36,19 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
                     message.reject()
                 return None
 
-        return super().basic_consume(queue, no_ack, take, consumer_tag, **options)
+        return super().basic_consume(  # type: ignore[no-untyped-call]  # kombu has no types
+            queue, no_ack, take, consumer_tag, **options
+        )
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as above
         except MISREAD as exc:
             log.exception("what lay on a queue is no message of Celery's; it is dropped")
             raise Empty from exc  # as if nothing had been there: the loop goes on
 
 
-class Transport(redis.Transport):  # type: ignore[misc]  # kombu has no types
+class Transport(redis.Transport):
     """kombu's with this channel."""
 
     Channel = Channel
