@@ -306,8 +306,9 @@ class Pipeline:
         def comparable(header: Header) -> None:  # before its pixels take memory that was reckoned for this output
             size = header.height, header.width
             turned = size[::-1]  # as EXIF may want it
-            near = min((size, turned), key=lambda given: abs(given[0] - output.shape[0]))
-            check_sizes(output, near, self.job.options.scale)
+            height, width = output.shape[:2]
+            nearest = min((size, turned), key=lambda given: max(abs(given[0] - height), abs(given[1] - width)))
+            check_sizes(output, nearest, self.job.options.scale)
 
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key
