@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -223,6 +224,16 @@ def test_settings_that_would_not_protect_are_refused(url: str, authority: str, s
     with pytest.raises(UsageError, match=said) as caught:
         load_settings(environment)
     assert "geheim" not in str(caught.value)
+
+
+def test_a_redis_of_ones_own_needs_no_certificate_though_one_is_set(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("")
+    fleet = load_settings({"VDSR_REDIS_URL": "rediss://h:1/0", "VDSR_REDIS_CA": str(tmp_path / "ca.pem")})
+
+    local = dataclasses.replace(fleet, redis_url="unix:///run/redis.sock")
+
+    assert (local.redis_url, local.broker_tls) == ("unix:///run/redis.sock", None)
+    assert fleet.redis_url == f"rediss://h:1/0?ssl_ca_certs={quote(str(tmp_path / 'ca.pem'), safe='')}"
 
 
 def test_settings_do_not_print_the_password() -> None:
