@@ -47,7 +47,7 @@ check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and
 
 audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev)
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -364,9 +364,11 @@ class Pipeline:
         assert self.reference is not None
 
         def comparable(header: Header) -> None:  # before its pixels take memory that was reckoned for this output
-            with suppress(NotComparable):
-                return check_sizes(output, (header.width, header.height), self.job.options.scale)  # turned by EXIF
-            return check_sizes(output, (header.height, header.width), self.job.options.scale)
+            size = header.height, header.width
+            turned = size[::-1]  # as EXIF may want it
+            height, width = output.shape[:2]
+            nearest = min((size, turned), key=lambda given: max(abs(given[0] - height), abs(given[1] - width)))
+            check_sizes(output, nearest, self.job.options.scale)
 
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key

@@ -149,6 +149,8 @@ def mask(url: str) -> str:
 def _trusting(url: str, authority: Path) -> str:
     """The URL with the authority in it, in the words that redis-py and Celery share."""
     parts = urlsplit(url)
+    if parts.scheme == "unix":  # that of `vdsr upscale` or `vdsr dev`, beside a setting for the fleet's
+        return url
     if parts.scheme != "rediss":
         raise UsageError(f"VDSR_REDIS_CA is set, and {mask(url)!r} has no TLS; write rediss:// in VDSR_REDIS_URL")
     if not authority.is_file():

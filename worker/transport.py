@@ -36,11 +36,13 @@ class Channel(redis.Channel):
                     message.reject()
                 return None
 
-        return super().basic_consume(queue, no_ack, take, consumer_tag, **options)  # type: ignore[no-untyped-call]  # kombu's
+        return super().basic_consume(  # type: ignore[no-untyped-call]  # kombu has no types
+            queue, no_ack, take, consumer_tag, **options
+        )
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu's
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as above
         except MISREAD as exc:
             log.exception("what lay on a queue is no message of Celery's; it is dropped")
             raise Empty from exc  # as if nothing had been there: the loop goes on
