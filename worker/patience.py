@@ -6,7 +6,8 @@ prefix lasts longer, and would fail every image that it meets: 387 of 400 in 40 
 StorageUnavailable ended is tried again here, with pauses that double and are drawn at random, lest a fleet comes back
 all at once.
 
-An object that fails while others work is a case of its own: it is given up after ALONE attempts and ALONE_S.
+An object that fails again and again while others work is a case of its own: it is given up after ALONE attempts in a
+row and ALONE_S.
 """
 
 from __future__ import annotations
@@ -52,15 +53,20 @@ class Patience:
         Raises:
             StorageUnavailable: it does not; the last one.
         """
-        began, before, attempt = time.monotonic(), self._successes, 0
+        began, attempt = time.monotonic(), 0
+        alone, alone_since, successes = 0, began, self._successes
         while True:
             try:
                 result = use(*args, **kwargs)
             except StorageUnavailable:
-                attempt += 1
-                waited_s = time.monotonic() - began
-                alone = self._successes > before and attempt >= ALONE and waited_s > self._alone_s
-                if alone or waited_s > self._patience_s or not self._paused(attempt):
+                attempt, now = attempt + 1, time.monotonic()
+                # Since the attempt before, not since the first: requests that were under way when an outage began
+                # still succeed, and say nothing of its rest.
+                alone, successes = (alone + 1 if self._successes > successes else 0), self._successes
+                if alone <= 1:
+                    alone_since = now
+                given_up = alone >= ALONE and now - alone_since > self._alone_s
+                if given_up or now - began > self._patience_s or not self._paused(attempt):
                     raise
             else:
                 self._successes += 1  # two threads may make it one: that it grows is all that counts

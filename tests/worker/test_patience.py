@@ -60,7 +60,18 @@ def test_one_that_fails_while_others_work_is_given_up_after_three_attempts() -> 
         ended.set()
         thread.join()
 
-    assert 3 <= storage.calls <= 4
+    assert 3 <= storage.calls <= 5
+
+
+def test_others_that_worked_when_the_outage_began_do_not_make_it_one_objects_own() -> None:
+    patience, storage = Patience(alone_s=0), Flaky(4)
+
+    def read(key: str) -> str:
+        if storage.calls == 0:
+            patience(Flaky(0).read, "was under way")
+        return storage.read(key)
+
+    assert patience(read, "a.png") == "a.png"
 
 
 def test_what_repeating_cannot_mend_is_not_repeated() -> None:

@@ -265,9 +265,6 @@ def test_credentials_that_are_rotated_in_their_file_are_taken_up(
     check_record(service, job_id, keys)
 
 
-# --- long ones ------------------------------------------------------------------------------------------------------
-
-
 def during(seconds: float, begins: Callable[[], bool], fault: Rule) -> threading.Thread:
     """An outage: from when something is so, for so long, the rule spoils everything."""
     assert fault.times == 0
@@ -281,6 +278,26 @@ def during(seconds: float, begins: Callable[[], bool], fault: Rule) -> threading
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
+
+
+def test_a_short_outage_costs_time_and_no_image(
+    service: Service, proxy: Proxy, bucket: str, outside: S3Storage
+) -> None:
+    keys = fill(outside, 60)
+    outage = Rule("", "^in/.|^out/[0-9]", reset, times=0)
+
+    with proxy.spoiling(outage):
+        job_id = submit(service, bucket)
+        thread = during(5, lambda: outage.seen >= 20, outage)
+        summary = service.wait(job_id)
+        thread.join()
+
+    assert outage.spoilt > 20
+    assert summary["failures"] == {}
+    check_record(service, job_id, keys)
+
+
+# --- long ones ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.faults
