@@ -409,7 +409,7 @@ def test_a_job_cannot_send_a_worker_or_its_credentials_to_another_server(secured
         ids = []
         for number, template in enumerate(HOSTILE_PLACES):
             place = template.format(port=port)
-            for source, target in ((place, str(tmp_path / "out")), (str(sound), place)):
+            for source, target in ((place, str(tmp_path / f"out{number}")), (str(sound), place)):
                 job = Job(f"hostile-{number}-{len(ids)}", source, target, Options(), weights)
                 service.client.ledger.create(job)
                 service.client.queue.plan(job.id)
