@@ -38,6 +38,9 @@ class Tally:
     recovery_s: list[float] = field(default_factory=list)
     """From each fault until what it took was in good hands again."""
 
+    amiss: list[str] = field(default_factory=list)
+    """The images that paid, with what became of them."""
+
     @property
     def clean(self) -> bool:
         """Whether no image paid for it."""
@@ -92,6 +95,11 @@ def add(tally: Tally, service: Service, job_id: str, wanted: Mapping[str, str], 
     tally.lost += sum(key not in seen for key in codes)
     tally.duplicated += sum(times - 1 for times in seen.values()) + abs(counted - len(rows))
     tally.unexplained += sum(row.outcome != "done" and row.code != codes.get(row.key) for row in rows)
+    tally.amiss += [
+        f"{job_id} {row.key}: {row.outcome} {row.code} {row.message}"
+        for row in rows
+        if seen[row.key] > 1 or (row.outcome != "done" and row.code != codes.get(row.key))
+    ]
     tally.unexplained += record.state.value != "completed" or int(record.counters["images"]) != total
 
 

@@ -38,6 +38,9 @@ class ChunkStuck(VdsrError):
     """Worker after worker begins a chunk and records nothing."""
 
 
+AWAY_S = 120
+"""How long Redis may be away until the images that were in hand are held for suspects."""
+
 HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, UsageError)
 """Errors outside any image that trying again would not mend: they end the job."""
 
@@ -64,11 +67,13 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
             written = parts.add_results(chunk, _in_order(rows))
     except LeaseLost:
         log.warning("chunk %d of %s was taken over by another worker; leaving it", chunk, job_id)
+        _give_back(lease, 0)
         return
-    except OutOfMemory as exc:  # others may need the card just now; if it does not pass, the chunk is fruitless
+    except (OutOfMemory, TransientError) as exc:
+        # Memory: others may need the card just now; if it does not pass, the chunk is fruitless. Redis or the registry:
+        # the sweeper queues the chunk again in a while.
         log.warning("chunk %d of %s pauses: %s", chunk, job_id, exc)
-        with suppress(TransientError):
-            lease.release(uncounted=lease.in_hand)
+        _give_back(lease, AWAY_S, blameless=isinstance(exc, TransientError))
         return
     except HOPELESS as exc:
         log.error("job %s fails: %s", job_id, exc)
@@ -84,18 +89,34 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
             lease.release(blameless=True, uncounted=lease.in_hand)
             runtime.queue.upscale(job_id, chunk, again=True)
         stopping.leave()
-    except SystemExit:  # the grace time is over: nobody's fault, so that no image's attempt is counted
-        with suppress(TransientError):
-            lease.release(blameless=bool(lease.in_hand), uncounted=lease.in_hand)
-            runtime.queue.upscale(job_id, chunk, again=True)
+    except SystemExit:  # the grace time is over, or Celery lost Redis: no image's fault, and no attempt is counted
+        if _give_back(lease, 0 if stopping.asked() else AWAY_S, blameless=bool(lease.in_hand)):
+            with suppress(TransientError):
+                runtime.queue.upscale(job_id, chunk, again=True)
         raise
-    except TransientError as exc:  # Redis or the registry: the sweeper queues the chunk again in a while
-        log.warning("chunk %d of %s pauses: %s", chunk, job_id, exc)
-        with suppress(TransientError):
-            lease.release(blameless=True, uncounted=lease.in_hand)
-        return
     with suppress(LeaseLost):
         runtime.queue.member(job_id, lease.commit(written))
+
+
+def _give_back(lease: Lease, patience_s: float, *, blameless: bool = True) -> bool:
+    """Leave a chunk without blame on the images in hand; False if it was not ours any more, or Redis stays away.
+
+    A Redis that is away is waited for: there is nothing else to do, and images that were in hand at three such times
+    would be given up as if they had killed their workers.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            ours = lease.release(blameless=blameless, uncounted=lease.in_hand)
+            if not ours:
+                lease.absolve()
+        except TransientError as exc:
+            if time.monotonic() > deadline:
+                log.warning("chunk %d of %s cannot be given back: %s", lease.chunk, lease.job_id, exc)
+                return False
+            time.sleep(1)
+        else:
+            return ours
 
 
 def _work(
@@ -193,6 +214,10 @@ class Lease:
         return self.ledger.release(
             self.job_id, self.chunk, self.token, failed=failed, why=why, blameless=blameless, uncounted=uncounted
         )
+
+    def absolve(self) -> None:
+        """Take back the attempts at what is in hand, though the lease has run out meanwhile."""
+        self.ledger.absolve(self.job_id, self.chunk, self.in_hand)
 
     def _beat(self, *, done: Sequence[tuple[int, Outcome]] = (), start: Sequence[int] = ()) -> None:
         self.on_promotion(

@@ -196,6 +196,16 @@ redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
 return 1
 """
 
+# Attempts that ended with Redis away, not with the worker's death. It lost its lease meanwhile, so that no token is
+# asked for; told twice, an image gets one attempt more. KEYS: progress. ARGV: indices.
+_ABSOLVE = """
+for i = 1, #ARGV do
+  local tries = redis.call('HGET', KEYS[1], 'try:' .. ARGV[i])
+  if tries and tonumber(tries) > 0 then redis.call('HINCRBY', KEYS[1], 'try:' .. ARGV[i], -1) end
+end
+return 1
+"""
+
 # Count a chunk, once. KEYS: job, open, lease, done, progress, count.
 # ARGV: chunk, token, counters, low water mark, QUEUED_S.
 # -> 'lost', 'done' (by somebody, earlier), or what should be queued now: 'plan', 'finish' or ''.
@@ -528,6 +538,10 @@ class Ledger:
         index = "" if failed is None else failed
         words = (index, why, QUEUED_S, int(blameless), *uncounted)
         return bool(self._run(_RELEASE, job_id, keys, chunk, token, *words))
+
+    def absolve(self, job_id: str, chunk: int, uncounted: Iterable[int]) -> None:
+        """Images that were begun and left through no fault of theirs, of a chunk that is not ours any more."""
+        self._run(_ABSOLVE, job_id, (f"progress:{chunk}",), *uncounted)
 
     def commit(
         self,

@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 _asked = threading.Event()
 
 
+def asked() -> bool:
+    """Whether this process was asked to stop."""
+    return _asked.is_set()
+
+
 def check() -> None:
     """To be called where work may end.
 

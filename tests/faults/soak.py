@@ -121,6 +121,7 @@ class Soak:
         end = self._memory(spared)
         tallies = [*sorted(self.faults.values(), key=lambda tally: tally.fault), self.jobs]
         print(table(tallies))
+        print("\n".join(self.jobs.amiss))
         print(
             f"{self.minutes:g} minutes, {self.jobs.runs} jobs, {self.refused} submissions refused while Redis was away"
         )

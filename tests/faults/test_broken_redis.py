@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import make_photos, wait_until
+from PIL import Image
 from rig import Rig, rig
 from tally import Tally, add, digests
 
@@ -124,6 +125,32 @@ def test_a_redis_that_is_full_says_so_and_the_job_goes_on_once_it_has_room(
         fleet._redis.do("config_set", "maxmemory", 0)
 
     _under(strike, pair, photos, quiet, tmp_path, tally)
+
+
+@pytest.mark.faults
+def test_an_image_in_hand_at_every_death_of_redis_is_not_held_for_what_killed_its_worker(
+    pair: Rig, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.effect_noise((3000, 2500), 60).save(tmp_path / "in" / "slow.png")
+    for node in pair.nodes:
+        pair.wait_for(node)
+    job_id = pair.service.submit(tmp_path / "in", tmp_path / "out", score=False)
+    seen: set[str] = set()
+
+    def begun_anew() -> bool:
+        return not set(pair.leases(job_id).values()) <= seen and pair.progress(job_id).get("try:0") == "1"
+
+    for _ in range(4):  # one more than there are attempts
+        wait_until(begun_anew, 150)
+        seen |= set(pair.leases(job_id).values())
+        pair.redis.kill()
+        pair.redis.start()
+    wait_until(begun_anew, 150)
+
+    pair.service.client.cancel(job_id)
+    wait_until(lambda: not pair.service.client.ledger.is_open(job_id), 60)
+    assert pair.service.wait(job_id)["images"]["failed"] == 0
 
 
 def _under(

@@ -240,6 +240,22 @@ def test_an_attempt_that_was_nobodys_fault_does_not_count(ledger: Ledger, job: J
         ledger.release(job.id, 0, f"w{n}", blameless=True, uncounted=[0])
 
 
+def test_a_worker_that_lost_its_chunk_while_redis_was_away_takes_its_attempts_back(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job)
+    ledger.lease(job.id, 0, "away", 0.01)
+    ledger.beat(job.id, 0, "away", 0.01, start=0)
+    time.sleep(0.05)
+    ledger.sweep(job.id, queue_empty=True)
+
+    assert not ledger.release(job.id, 0, "away", uncounted=[0])
+    ledger.absolve(job.id, 0, [0, 1])
+    ledger.absolve(job.id, 0, [0])
+
+    grant = ledger.lease(job.id, 0, "next", 30)
+    assert grant is not None
+    assert grant.attempts == {0: 0}
+
+
 def test_an_expired_lease_is_found_however_many_chunks_wait(ledger: Ledger, job: Job) -> None:
     plan(ledger, job, chunks=1200)
     ledger._redis.do("zadd", f"vdsr:{{{job.id}}}:open", {str(n): time.time() - 100 for n in range(1200)})
