@@ -243,7 +243,7 @@ def test_an_attempt_that_was_nobodys_fault_does_not_count(ledger: Ledger, job: J
 def test_a_worker_that_lost_its_chunk_while_redis_was_away_takes_its_attempts_back(ledger: Ledger, job: Job) -> None:
     plan(ledger, job)
     ledger.lease(job.id, 0, "away", 0.01)
-    ledger.beat(job.id, 0, "away", 0.01, start=0)
+    ledger.beat(job.id, 0, "away", 0.01, start=[0])
     time.sleep(0.05)
     ledger.sweep(job.id, queue_empty=True)
 
