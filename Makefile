@@ -61,6 +61,7 @@ train: $(READY) ## Train the weights that ship (hours on a CPU; DATA=folder of i
 bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two cores), into docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/engine.py --json $(RESULTS)/engine.json
+	$(BIN)/python benchmarks/ensemble.py --json $(RESULTS)/ensemble.json
 	$(BIN)/python benchmarks/codecs.py --json $(RESULTS)/codecs.json
 	$(BIN)/python benchmarks/sizes.py --json $(RESULTS)/sizes.json
 	$(BIN)/python benchmarks/pipeline.py photos --json $(RESULTS)/photos.json

@@ -159,8 +159,17 @@ def save(figure: plt.Figure, axes: plt.Axes, name: str) -> None:
     plt.close(figure)
 
 
+def ensemble(rows: list[dict[str, Any]]) -> str:
+    """The self-ensemble against a single pass."""
+    return markdown(
+        ["output", "engine", "time", "processor time"],
+        [[r["size"], r["engine"], f"{r['wall_ratio']:.2f} x", f"{r['processor_ratio']:.2f} x"] for r in rows],
+    )
+
+
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "engine": engine,
+    "ensemble": ensemble,
     "codecs": codecs,
     "sizes": sizes,
     "photos": jobs,
