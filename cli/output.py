@@ -129,6 +129,17 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size_text(size_bytes: float) -> str:
+    """A size in words: "731 bytes", "12.4 MB", "1.3 TB"; powers of 1,000."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size_bytes /= 1000
+        if size_bytes < 999.95:
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1000:,.1f} TB"
+
+
 def printable(text: str) -> str:
     """A name that cannot move the cursor or break the terminal's encoding."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

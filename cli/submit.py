@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.options import as_json, job_options, read_options
+from cli.options import as_json, dry_run, job_options, read_options
 
 
 @click.command(name="submit", epilog="Example: vdsr submit s3://bucket/scans s3://bucket/scans-x4 --scale 4")
@@ -14,8 +14,11 @@ from cli.options import as_json, job_options, read_options
 @click.argument("destination", required=False)
 @job_options
 @click.option("--wait", is_flag=True, help="Wait until the job has ended; the exit code is then its outcome.")
+@dry_run
 @as_json
-def command(source: str, destination: str | None, model: str | None, wait: bool, as_json: bool, **options: Any) -> int:
+def command(
+    source: str, destination: str | None, model: str | None, wait: bool, dry_run: bool, as_json: bool, **options: Any
+) -> int:
     """Queue a job for SOURCE and print its id.
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
@@ -27,6 +30,12 @@ def command(source: str, destination: str | None, model: str | None, wait: bool,
 
     settings = load_settings()
     job = draft(source, destination, read_options(**options), settings, model=model)
+    if dry_run:
+        from cli.dry_run import show_forecast
+        from worker.ledger import Ledger
+
+        say(job_line(job))
+        return show_forecast(job, settings, Ledger(settings.redis_url), as_json=as_json)
     client = Client.connect(settings)
     say(job_line(job))
     job_id = client.submit(job)

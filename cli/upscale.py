@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import as_json, job_options, read_options
+from cli.options import as_json, dry_run, job_options, read_options
 
 if TYPE_CHECKING:
     from worker.client import Client
@@ -25,8 +25,11 @@ TABLE = 30
 @click.argument("source")
 @click.argument("destination", required=False)
 @job_options
+@dry_run
 @as_json
-def command(source: str, destination: str | None, model: str | None, as_json: bool, **options: Any) -> int:
+def command(
+    source: str, destination: str | None, model: str | None, dry_run: bool, as_json: bool, **options: Any
+) -> int:
     """Upscale SOURCE here and now.
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
@@ -38,6 +41,10 @@ def command(source: str, destination: str | None, model: str | None, as_json: bo
     settings = load_settings()
     job = draft(source, destination, read_options(**options), settings, model=model)
     say(job_line(job))
+    if dry_run:
+        from cli.dry_run import show_forecast
+
+        return show_forecast(job, settings, None, as_json=as_json)
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
         return _run(job, settings, Path(folder), as_json)
 
