@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from worker.jobs import Job, Outcome
 
 BAR = 30  # characters
+QUIET = "vdsr.quiet"
+"""In a click context's `meta`."""
 PROXY = "a proxy: each picture shrunk and restored, its centre compared with itself"
 
 
 def say(text: str) -> None:
-    """Talk: to stderr, out of a script's way."""
-    click.echo(text, err=True)
+    """Talk: to stderr, out of a script's way; nothing with --quiet."""
+    if not is_quiet():
+        click.echo(text, err=True)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for results and errors only."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(QUIET))
 
 
 def print_json(value: Any) -> None:
@@ -106,6 +115,13 @@ def outcome_table(rows: Iterable[Outcome]) -> str:
     return aligned(table)
 
 
+def left_aligned(table: list[tuple[str, ...]]) -> str:
+    """Columns of words side by side, all flush left."""
+    widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell + " " * (w - _width(cell)) for w, cell in zip(widths, row, strict=True)) for row in table]
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def aligned(table: list[tuple[str, ...]]) -> str:
     """Columns side by side: the first flush left, the others right; wide characters count as two."""
     widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
@@ -148,7 +164,7 @@ def printable(text: str) -> str:
 @contextmanager
 def live(enabled: bool) -> Iterator[Any]:
     """A function that redraws one line on a terminal's stderr; draws nothing elsewhere."""
-    if not (enabled and sys.stderr.isatty()):
+    if not enabled or is_quiet() or not sys.stderr.isatty():
         yield lambda line: None
         return
     from rich.console import Console
