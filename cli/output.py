@@ -38,17 +38,23 @@ def print_json(value: Any) -> None:
     click.echo(text.encode(errors="backslashreplace").decode())
 
 
+def print_event(name: str, facts: dict[str, Any]) -> None:
+    """One line of JSON on stdout, at once."""
+    text = json.dumps({"event": name, **facts}, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())
+
+
 def job_line(job: Job) -> str:
     """What was resolved from the user's words."""
     source, target = job.places
     return f"{printable(source)} -> {printable(target)}, x{job.options.scale:g}"
 
 
-def status_text(summary: dict[str, Any], workers: int | None = None, *, where: str | None = None) -> str:
+def status_text(summary: dict[str, Any], unseen_s: float = 0.0, *, where: str | None = None) -> str:
     """A job's state, for reading.
 
     Args:
-        workers: how many were seen lately.
+        unseen_s: how long no worker was seen; those seen lately count as seen now.
         where: what tells more of failures; None names the command that does.
     """
     model = summary["model"]
@@ -71,9 +77,18 @@ def status_text(summary: dict[str, Any], workers: int | None = None, *, where: s
         lines.append(f"failures: {failures}; see {where or failed}")
     if summary["error"]:
         lines.append(f"error: {summary['error']}")
-    if workers == 0 and summary["state"] in ("queued", "running"):
-        lines.append("no worker seen in the last 30 s; start 'vdsr worker' on a node with this Redis, or 'vdsr dev'")
+    if unseen_s and summary["state"] in ("queued", "running"):
+        lines.append(absence_line(summary, unseen_s))
     return "\n".join(lines)
+
+
+def absence_line(summary: dict[str, Any], unseen_s: float) -> str:
+    """That a job waits for workers, of which none has been seen for some time (infinity: ever)."""
+    images = summary["images"]
+    waiting = images["total"] - images["done"] - images["failed"] - images["skipped"]
+    what = f"{waiting:,} images queued" if waiting else "the job is queued"
+    since = "" if unseen_s == float("inf") else f" for {duration(unseen_s)}"
+    return f"{what} and no worker seen{since}; start 'vdsr worker' on a node with this Redis, or 'vdsr dev'"
 
 
 def progress_line(summary: dict[str, Any]) -> str:
@@ -163,7 +178,10 @@ def printable(text: str) -> str:
 
 @contextmanager
 def live(enabled: bool) -> Iterator[Any]:
-    """A function that redraws one line on a terminal's stderr; draws nothing elsewhere."""
+    """A function that redraws one line on a terminal's stderr; draws nothing elsewhere.
+
+    It takes the line, or a function that makes it for a width in characters.
+    """
     if not enabled or is_quiet() or not sys.stderr.isatty():
         yield lambda line: None
         return
@@ -171,8 +189,14 @@ def live(enabled: bool) -> Iterator[Any]:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as display:
-        yield lambda line: display.update(Text(line), refresh=True)
+    console = Console(stderr=True)
+    with Live(console=console, transient=True, auto_refresh=False) as display:
+
+        def draw(line: Any) -> None:
+            text = line(console.width) if callable(line) else line
+            display.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+        yield draw
 
 
 def _state(summary: dict[str, Any]) -> str:
