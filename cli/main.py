@@ -22,6 +22,7 @@ from importlib import import_module
 
 import click
 
+from cli.output import QUIET
 from vdsr import __version__
 
 COMMANDS = {
@@ -39,6 +40,7 @@ COMMANDS = {
     "eval": "Print the paper's table for a folder of HR images.",
     "train": "Train a network on HR images, and publish it.",
     "models": "Publish weights, and decide which are in production.",
+    "config": "Show the settings, and where each comes from.",
     "doctor": "Say what works here, and what to do about what does not.",
 }
 MODULES = {"list": "listing", "eval": "evaluate"}  # names that would hide a builtin
@@ -81,7 +83,10 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VDSR", "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="vdsr")
-def root() -> None:
+@click.option("--profile", metavar="NAME", help="Settings of [profile.NAME] in configuration files; see 'vdsr config'.")
+@click.option("-q", "--quiet", is_flag=True, help="Print results and errors only: no talk, no bar.")
+@click.pass_context
+def root(ctx: click.Context, profile: str | None, quiet: bool) -> None:
     """Batch super-resolution of image collections with VDSR.
 
     \b
@@ -89,6 +94,11 @@ def root() -> None:
     vdsr submit s3://bucket/prefix -s 4    a job for the workers; prints its id
     vdsr status JOB --watch
     """  # noqa: D301  # click takes this very character for "leave the lines as they are"
+    ctx.meta[QUIET] = quiet
+    if profile:
+        from worker.settings import use_profile
+
+        use_profile(profile)
 
 
 def main(argv: list[str] | None = None) -> None:

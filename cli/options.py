@@ -9,6 +9,12 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+events = click.option(
+    "--events", is_flag=True, help="Print progress and the result as JSON lines, one a second at most."
+)
+dry_run = click.option(
+    "-n", "--dry-run", is_flag=True, help="Say what would be done, skipped and refused, and what it takes; do nothing."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from worker.jobs import Job, Outcome
 
 BAR = 30  # characters
+QUIET = "vdsr.quiet"
+"""In a click context's `meta`."""
 PROXY = "a proxy: each picture shrunk and restored, its centre compared with itself"
 
 
 def say(text: str) -> None:
-    """Talk: to stderr, out of a script's way."""
-    click.echo(text, err=True)
+    """Talk: to stderr, out of a script's way; nothing with --quiet."""
+    if not is_quiet():
+        click.echo(text, err=True)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for results and errors only."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(QUIET))
 
 
 def print_json(value: Any) -> None:
@@ -29,17 +38,23 @@ def print_json(value: Any) -> None:
     click.echo(text.encode(errors="backslashreplace").decode())
 
 
+def print_event(name: str, facts: dict[str, Any]) -> None:
+    """One line of JSON on stdout, at once."""
+    text = json.dumps({"event": name, **facts}, ensure_ascii=False)
+    click.echo(text.encode(errors="backslashreplace").decode())
+
+
 def job_line(job: Job) -> str:
     """What was resolved from the user's words."""
     source, target = job.places
     return f"{printable(source)} -> {printable(target)}, x{job.options.scale:g}"
 
 
-def status_text(summary: dict[str, Any], workers: int | None = None, *, where: str | None = None) -> str:
+def status_text(summary: dict[str, Any], unseen_s: float = 0.0, *, where: str | None = None) -> str:
     """A job's state, for reading.
 
     Args:
-        workers: how many were seen lately.
+        unseen_s: how long no worker was seen; those seen lately count as seen now.
         where: what tells more of failures; None names the command that does.
     """
     model = summary["model"]
@@ -62,9 +77,18 @@ def status_text(summary: dict[str, Any], workers: int | None = None, *, where: s
         lines.append(f"failures: {failures}; see {where or failed}")
     if summary["error"]:
         lines.append(f"error: {summary['error']}")
-    if workers == 0 and summary["state"] in ("queued", "running"):
-        lines.append("no worker seen in the last 30 s; start 'vdsr worker' on a node with this Redis, or 'vdsr dev'")
+    if unseen_s and summary["state"] in ("queued", "running"):
+        lines.append(absence_line(summary, unseen_s))
     return "\n".join(lines)
+
+
+def absence_line(summary: dict[str, Any], unseen_s: float) -> str:
+    """That a job waits for workers, of which none has been seen for some time (infinity: ever)."""
+    images = summary["images"]
+    waiting = images["total"] - images["done"] - images["failed"] - images["skipped"]
+    what = f"{waiting:,} images queued" if waiting else "the job is queued"
+    since = "" if unseen_s == float("inf") else f" for {duration(unseen_s)}"
+    return f"{what} and no worker seen{since}; start 'vdsr worker' on a node with this Redis, or 'vdsr dev'"
 
 
 def progress_line(summary: dict[str, Any]) -> str:
@@ -106,6 +130,13 @@ def outcome_table(rows: Iterable[Outcome]) -> str:
     return aligned(table)
 
 
+def left_aligned(table: list[tuple[str, ...]]) -> str:
+    """Columns of words side by side, all flush left."""
+    widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell + " " * (w - _width(cell)) for w, cell in zip(widths, row, strict=True)) for row in table]
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def aligned(table: list[tuple[str, ...]]) -> str:
     """Columns side by side: the first flush left, the others right; wide characters count as two."""
     widths = [max(_width(row[i]) for row in table) for i in range(len(table[0]))]
@@ -129,6 +160,17 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size_text(size_bytes: float) -> str:
+    """A size in words: "731 bytes", "12.4 MB", "1.3 TB"; powers of 1,000."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        size_bytes /= 1000
+        if size_bytes < 999.95:
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1000:,.1f} TB"
+
+
 def printable(text: str) -> str:
     """A name that cannot move the cursor or break the terminal's encoding."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -136,16 +178,25 @@ def printable(text: str) -> str:
 
 @contextmanager
 def live(enabled: bool) -> Iterator[Any]:
-    """A function that redraws one line on a terminal's stderr; draws nothing elsewhere."""
-    if not (enabled and sys.stderr.isatty()):
+    """A function that redraws one line on a terminal's stderr; draws nothing elsewhere.
+
+    It takes the line, or a function that makes it for a width in characters.
+    """
+    if not enabled or is_quiet() or not sys.stderr.isatty():
         yield lambda line: None
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as display:
-        yield lambda line: display.update(Text(line), refresh=True)
+    console = Console(stderr=True)
+    with Live(console=console, transient=True, auto_refresh=False) as display:
+
+        def draw(line: Any) -> None:
+            text = line(console.width) if callable(line) else line
+            display.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+        yield draw
 
 
 def _state(summary: dict[str, Any]) -> str:

@@ -42,9 +42,8 @@ def command(job: str, watch: bool, failed: bool, as_json: bool) -> int:
     if watch:
         client.wait(job)
     summary = summarise(client.ledger.record(job))
-    workers = client.workers()
     if as_json:
-        print_json({**summary, "workers": len(workers)})
+        print_json({**summary, "workers": len(client.workers())})
     else:
-        click.echo(status_text(summary, len(workers)))
+        click.echo(status_text(summary, client.unseen_s()))
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import as_json, job_options, read_options
+from cli.options import as_json, dry_run, events, job_options, read_options
 
 if TYPE_CHECKING:
     from worker.client import Client
@@ -25,8 +25,18 @@ TABLE = 30
 @click.argument("source")
 @click.argument("destination", required=False)
 @job_options
+@dry_run
 @as_json
-def command(source: str, destination: str | None, model: str | None, as_json: bool, **options: Any) -> int:
+@events
+def command(
+    source: str,
+    destination: str | None,
+    model: str | None,
+    dry_run: bool,
+    as_json: bool,
+    events: bool,
+    **options: Any,
+) -> int:
     """Upscale SOURCE here and now.
 
     SOURCE is a folder, a file, or s3://bucket/prefix; DESTINATION defaults to SOURCE-x2 (the scale) beside it.
@@ -38,17 +48,22 @@ def command(source: str, destination: str | None, model: str | None, as_json: bo
     settings = load_settings()
     job = draft(source, destination, read_options(**options), settings, model=model)
     say(job_line(job))
+    if dry_run:
+        from cli.dry_run import show_forecast
+
+        return show_forecast(job, settings, None, as_json=as_json)
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
-        return _run(job, settings, Path(folder), as_json)
+        return _run(job, settings, Path(folder), as_json=as_json, events=events)
 
 
-def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
+def _run(job: Job, settings: Settings, folder: Path, *, as_json: bool, events: bool) -> int:
     import dataclasses
 
-    from cli.output import live, progress_line
+    from cli.output import live, print_event
+    from cli.progress import Progress
     from worker.client import Client
     from worker.embedded import SOCKET, LocalRedis, LocalWorker
-    from worker.summary import summarise
+    from worker.summary import exit_code, summarise
 
     # Once the job has ended there is nothing to wait for: no grace.
     mine = dataclasses.replace(settings, redis_url=f"unix://{folder / SOCKET}", grace_s=0)
@@ -56,16 +71,14 @@ def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
         client = Client.connect(mine)
         client.submit(job)
         try:
-            with live(not as_json) as draw:
+            with live(not (as_json or events)) as draw:
 
                 def keep_up() -> None:
                     redis.keep_up()
                     worker.keep_up()
 
-                def show(record: Record) -> None:
-                    draw(progress_line(summarise(record)))
-
-                record = client.wait(job.id, on_look=show, before_look=keep_up, patience_s=60)
+                progress = Progress(draw, events=events)
+                record = client.wait(job.id, on_look=progress.look, before_look=keep_up, patience_s=60)
         except KeyboardInterrupt:
             _interrupted(client, job)
             return 130
@@ -73,6 +86,10 @@ def _run(job: Job, settings: Settings, folder: Path, as_json: bool) -> int:
         deadline = time.monotonic() + 20
         while client.ledger.is_open(job.id) and time.monotonic() < deadline:  # until job.json says how it ended
             time.sleep(0.05)
+        if events:
+            summary = summarise(record)
+            print_event("ended", {**summary, "exit_code": exit_code(summary)})
+            return exit_code(summary)
         return _tell(client, record, settings, as_json)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import as_json
+from cli.options import as_json, events
 
 if TYPE_CHECKING:
     from worker.client import Client
@@ -16,35 +16,48 @@ if TYPE_CHECKING:
 @click.argument("job")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most; exit code 124 after that.")
 @as_json
-def command(job: str, timeout_s: float | None, as_json: bool) -> int:
+@events
+def command(job: str, timeout_s: float | None, as_json: bool, events: bool) -> int:
     """Wait until JOB, or a training run, has ended; the exit code is 0, 3 (images failed) or 4 (failed, cancelled)."""
     from cli.output import print_json
     from cli.runs import follow_run, is_run
     from worker.client import Client
+    from worker.errors import UsageError
     from worker.settings import load_settings
     from worker.summary import summarise
 
     settings = load_settings()
     if is_run(job):
+        if events:
+            raise UsageError(f"{job} is a training run, which has no --events; use --json")
         return follow_run(settings, job, as_json=as_json, timeout_s=timeout_s)
     client = Client.connect(settings)
-    code = wait_for(client, job, timeout_s=timeout_s, quiet=as_json)
-    if as_json:
+    code = wait_for(client, job, timeout_s=timeout_s, quiet=as_json or events, events=events)
+    if as_json and not events:
         print_json(summarise(client.ledger.record(job)))
     return code
 
 
-def wait_for(client: Client, job_id: str, *, timeout_s: float | None, quiet: bool = False) -> int:
-    """Wait with a live bar, then tell the result; the exit code."""
-    from cli.output import live, progress_line, say, status_text
+def wait_for(client: Client, job_id: str, *, timeout_s: float | None, quiet: bool = False, events: bool = False) -> int:
+    """Wait with a live bar, then tell the result; the exit code.
+
+    Args:
+        quiet: neither bar nor result.
+        events: print JSON lines on stdout.
+    """
+    from cli.output import live, print_event, say, status_text
+    from cli.progress import Progress
     from worker.summary import exit_code, summarise
 
     with live(not quiet) as draw:
-        record = client.wait(job_id, timeout_s=timeout_s, on_look=lambda r: draw(progress_line(summarise(r))))
+        progress = Progress(draw, events=events, unseen_s=client.unseen_s)
+        record = client.wait(job_id, timeout_s=timeout_s, on_look=progress.look)
     if record is None:
         say(f"job {job_id} has not ended after {timeout_s:g} s; see 'vdsr status {job_id}'")
         return 124
     summary = summarise(record)
-    if not quiet:
+    if events:
+        print_event("ended", {**summary, "exit_code": exit_code(summary)})
+    elif not quiet:
         say(status_text(summary))
     return exit_code(summary)

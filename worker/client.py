@@ -52,6 +52,10 @@ class Client:
         """Workers that take images, seen lately."""
         return self.fleet.workers(QUEUE)
 
+    def unseen_s(self) -> float:
+        """Seconds since one of them was last seen: 0 if lately, infinity if no trace of one is left."""
+        return self.fleet.unseen_s(QUEUE)
+
     def submit(self, job: Job) -> str:
         """Record a job at its destination and in the ledger, and have it planned.
 

@@ -21,7 +21,7 @@ from typing import Self, TextIO
 from worker.app import QUEUE
 from worker.errors import BrokerUnreachable, ProcessDied, UsageError
 from worker.fleet import Fleet
-from worker.settings import Settings
+from worker.settings import Settings, to_environment
 
 SOCKET = "redis.sock"
 LOCK_S = 5.0
@@ -183,14 +183,7 @@ def worker_command(
 
 def worker_environment(settings: Settings) -> dict[str, str]:
     """Our environment for a worker; SIGTERM gives unfinished work back, and paths are absolute."""
-    environment = {**os.environ, "VDSR_REDIS_URL": settings.redis_url, "REMAP_SIGTERM": "SIGQUIT"}
-    environment["VDSR_STATE_DIR"] = str(settings.state_dir)
-    environment["VDSR_GRACE_S"] = str(settings.grace_s)
-    if settings.weights:
-        environment["VDSR_WEIGHTS"] = str(settings.weights)
-    environment["VDSR_REGISTRY"], environment["VDSR_RUNS"] = settings.registry, settings.runs
-    environment["VDSR_CACHE_DIR"] = str(settings.cache_dir)
-    return environment
+    return {**os.environ, **to_environment(settings), "REMAP_SIGTERM": "SIGQUIT"}
 
 
 @contextmanager

@@ -78,6 +78,14 @@ class Fleet:
         since = int(self._redis.now()) - WORKER_SEEN_S
         return list(self._redis.do("zrangebyscore", _workers(queue), since, "+inf"))
 
+    def unseen_s(self, queue: str) -> float:
+        """Seconds since a worker of a queue was last seen: 0 if lately, infinity if no trace of one is left."""
+        last = self._redis.do("zrange", _workers(queue), -1, -1, withscores=True)
+        if not last:
+            return float("inf")
+        since = max(0.0, float(self._redis.now()) - float(last[0][1]))
+        return since if since > WORKER_SEEN_S else 0.0
+
     def announce(self, serial: int, version: str) -> bool:
         """Tell every worker, by its next lease or beat, that a version is in production; False if it was known."""
         return bool(self._redis.run(_ANNOUNCE, (PROMOTED, REFUSED), serial, version))

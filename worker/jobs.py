@@ -125,6 +125,20 @@ class Job:
         parts = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
+    def is_made(self, image: Image, mark: str | None, sha256: str) -> bool:
+        """Whether an image's output is there already, and need not be made again.
+
+        Args:
+            mark: of what lies there: what it is made of, and by which job; None if nothing does.
+            sha256: of the weights.
+        """
+        made_of, _, job_id = (mark or "").partition(" ")
+        if job_id == self.id:  # by a worker that died before it could record it
+            return False
+        if self.options.overwrite == "never":
+            return mark is not None
+        return bool(image.version) and made_of == self.made_of(image.key, image.version, sha256)
+
     @property
     def places(self) -> tuple[str, str]:
         """Source and destination as a user knows them: for a single file, the files themselves."""

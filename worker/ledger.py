@@ -18,8 +18,8 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 | vdsr:{JOB}:count:CHUNK    | hash   | of an open chunk: counters                                                   |
 
 Counters, of a chunk while it is open and in the job once it is committed: done, failed, skipped (images),
-done_bytes (of inputs), pixels (of outputs), fail:CODE, and for PSNR psnr_n, psnr_exact, psnr_none, psnr_bicubic_sum,
-psnr_vdsr_sum. Planning adds images, ignored and bytes to the job.
+done_bytes (of their inputs), made_bytes (of the inputs of those that are done), pixels (of outputs), fail:CODE, and for
+PSNR psnr_n, psnr_exact, psnr_none, psnr_bicubic_sum, psnr_vdsr_sum. Planning adds images, ignored and bytes to the job.
 
 Times are Redis' own: workers' clocks may differ.
 """
@@ -702,6 +702,7 @@ COUNTERS = {
     "failed",
     "skipped",
     "done_bytes",
+    "made_bytes",
     "pixels",
     "psnr_n",
     "psnr_exact",
@@ -725,6 +726,7 @@ def count(rows: Iterable[Outcome], again: Mapping[str, str] | None = None) -> di
     for row in rows:
         add(row.outcome, 1)
         add("done_bytes", row.size_bytes)
+        add("made_bytes", row.size_bytes if row.outcome == "done" else 0)
         add("pixels", (row.width or 0) * (row.height or 0))
         if row.code:
             add(f"fail:{row.code}", 1)

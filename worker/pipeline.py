@@ -209,7 +209,8 @@ class Pipeline:
             data, version = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
             del data
-            work.mark = f"{self._made_of(image, version)} {self.job.id}"
+            made_of = self.job.made_of(image.key, version, self.upscaler.identity.sha256)
+            work.mark = f"{made_of} {self.job.id}"
             if image.version and version != image.version:
                 work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
@@ -270,16 +271,8 @@ class Pipeline:
 
     def _is_there(self, image: Image) -> bool:
         """Whether the output is there already, and need not be made again."""
-        found = self.looking(self.target.mark, image.output)
-        made_of, _, job_id = (found or "").partition(" ")
-        if job_id == self.job.id:  # by a worker that died before it could record it
-            return False
-        if self.job.options.overwrite == "never":
-            return found is not None
-        return bool(image.version) and made_of == self._made_of(image, image.version)
-
-    def _made_of(self, image: Image, version: str) -> str:
-        return self.job.made_of(image.key, version, self.upscaler.identity.sha256)
+        mark = self.looking(self.target.mark, image.output)
+        return self.job.is_made(image, mark, self.upscaler.identity.sha256)
 
     def _fetch(self, work: Work, file: Turn) -> tuple[bytes, str]:
         """The file and its version."""

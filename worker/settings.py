@@ -1,4 +1,7 @@
-"""Which settings does this process run with? Read once from VDSR_* variables, checked, and handed down."""
+"""Which settings does this process run with? Read once, checked, and handed down.
+
+They come from VDSR_* variables, else from configuration files (worker.config), else from the defaults here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from vdsr.device import ENGINES, PRECISIONS
+from worker.config import CONFIG, NO_FILE, PROFILE, Given, files, read_files
 from worker.errors import UsageError
 
 Bytes = int
@@ -111,29 +115,70 @@ class Settings:
         return self.redis_url
 
 
-def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from the environment.
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process, or of an environment alone.
+
+    Args:
+        environ: counts alone, without configuration files; None: this process' own, and files.
 
     Raises:
         UsageError: a value that does not parse, or a VDSR_ variable that is none of ours.
     """
-    state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    state_dir = Path(environ.get("VDSR_STATE_DIR") or Path(state_home) / "vdsr").expanduser().absolute()
-    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    values: dict[str, Any] = {
-        "state_dir": state_dir,
-        "redis_url": _default_redis(state_dir),
-        "cache_dir": Path(cache_home) / "vdsr",
-    }
-    kinds = {field.name: str(field.type) for field in fields(Settings)}
+    if environ is not None:
+        return _settings(environ, _variables(environ))
+    return _settings(os.environ, given_settings())
+
+
+def given_settings() -> dict[str, Given]:
+    """What this process is given by its environment, which wins, and by configuration files."""
+    names = [field.name for field in fields(Settings)]
+    variables = _variables(os.environ)
+    return {**read_files(files(os.environ), os.environ.get(PROFILE, ""), names), **variables}
+
+
+def config_files() -> list[Path]:
+    """The configuration files that count here, whether there or not."""
+    return files(os.environ)
+
+
+def use_profile(name: str) -> None:
+    """Have `load_settings` use a profile of the configuration files."""
+    os.environ[PROFILE] = name
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Variables that give a process these settings, wherever it runs: all that are not the default, and all paths."""
+    variables = {CONFIG: NO_FILE, PROFILE: ""}
+    for each in fields(Settings):
+        value = getattr(settings, each.name)
+        if value != each.default and value is not None:
+            variables[f"VDSR_{each.name.upper()}"] = str(value)
+    return variables
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, Given]:
+    """The settings among an environment's variables."""
+    names = [field.name for field in fields(Settings)]
+    given = {}
     for variable, text in environ.items():
         if not variable.startswith("VDSR_") or text == "":
             continue
         name = variable.removeprefix("VDSR_").lower()
-        if name in kinds:
-            values[name] = _parsed(variable, text, kinds[name])
-        elif near := get_close_matches(name, kinds, n=1, cutoff=0.8):  # options of commands are VDSR_ variables too
+        if name in names:
+            given[name] = Given(text, variable, Path.cwd())
+        elif near := get_close_matches(name, names, n=1, cutoff=0.8):  # options of commands are VDSR_ variables too
             raise UsageError(f"{variable} is no setting; did you mean VDSR_{near[0].upper()}?")
+    return given
+
+
+def _settings(environ: Mapping[str, str], given: Mapping[str, Given]) -> Settings:
+    kinds = {field.name: str(field.type) for field in fields(Settings)}
+    values: dict[str, Any] = {name: _parsed(each, kinds[name]) for name, each in given.items()}
+    state_home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    cache_home = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    values.setdefault("state_dir", (Path(state_home) / "vdsr").expanduser().absolute())
+    values.setdefault("redis_url", _default_redis(values["state_dir"]))
+    values.setdefault("cache_dir", Path(cache_home) / "vdsr")
     return Settings(**values)
 
 
@@ -164,16 +209,17 @@ def _default_redis(state_dir: Path) -> str:
     return f"unix://{socket}" if socket.exists() else "redis://localhost:6379/0"
 
 
-def _parsed(variable: str, text: str, kind: str) -> Any:
+def _parsed(given: Given, kind: str) -> Any:
+    text = given.text
     if kind == "Bytes":
         found = re.fullmatch(r"([\d_]+)\s*([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
         if not found:
-            raise UsageError(f"{variable} is {text!r}; give a size such as 512M or 4G")
+            raise UsageError(f"{given.origin} is {text!r}; give a size such as 512M or 4G")
         return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
     if kind == "int":
         try:
             return int(text.replace("_", ""))
         except ValueError as exc:
-            raise UsageError(f"{variable} is {text!r}; give a whole number") from exc
+            raise UsageError(f"{given.origin} is {text!r}; give a whole number") from exc
     # Absolute: workers run in another folder.
-    return Path(text).expanduser().absolute() if kind.startswith("Path") else text
+    return (given.folder / Path(text).expanduser()).absolute() if kind.startswith("Path") else text

@@ -15,6 +15,7 @@ def summarise(record: Record) -> dict[str, Any]:
     count = {name: int(counters.get(name, 0)) for name in ("images", "ignored", "done", "failed", "skipped")}
     seconds = record.seconds
     megapixels = counters.get("pixels", 0) / 1e6
+    left = _megapixels_left(record)
     return {
         "id": job.id,
         "state": record.state.value,
@@ -38,7 +39,8 @@ def summarise(record: Record) -> dict[str, Any]:
         "megapixels": round(megapixels, 3),
         "megapixels_per_second": round(megapixels / seconds, 3) if seconds > 0 else None,
         "seconds": round(seconds, 1),
-        "eta_s": _eta_s(record, seconds),
+        "megapixels_left": left,
+        "eta_s": None if left is None or seconds <= 0 else round(left * seconds / megapixels, 1),
         "created": _iso(record.created),
         "finished": _iso(record.finished),
     }
@@ -70,12 +72,14 @@ def _psnr(record: Record) -> dict[str, Any]:
     }
 
 
-def _eta_s(record: Record, seconds: float) -> float | None:
-    """By bytes of input: closer to megapixels than a count of images is, and known from the listing."""
-    total, done = record.counters.get("bytes", 0), record.counters.get("done_bytes", 0)
-    if record.state.ended or not record.listed or done <= 0 or seconds <= 0:
+def _megapixels_left(record: Record) -> float | None:
+    """Of outputs, if the images that wait have as many pixels a byte as those that were made; None if not known."""
+    counters = record.counters
+    left = counters.get("bytes", 0) - counters.get("done_bytes", 0)
+    made = counters.get("made_bytes", 0) or counters.get("done_bytes", 0)  # of jobs of earlier versions
+    if record.state.ended or not record.listed or made <= 0 or not counters.get("pixels"):
         return None
-    return round(max(0.0, seconds * (total - done) / done), 1)
+    return round(max(0.0, left * counters["pixels"] / made / 1e6), 3)
 
 
 def _iso(moment: float | None) -> str | None:

@@ -1,0 +1,118 @@
+"""Where settings come from, and how `vdsr config show` tells it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import VDSR
+
+from worker.embedded import worker_environment
+from worker.settings import load_settings
+
+USER = """
+redis_url = "redis://me:hidden@user.example:1/0"
+tile = 64
+chunk_images = 3
+max_pixels = 5
+
+[profile.night]
+tile = 32
+weights = "mine.safetensors"
+"""
+PROJECT = """
+tile = 96
+memory_budget = "2G"
+
+[profile.night]
+chunk_images = 9
+"""
+
+
+def config(state: dict[str, str], folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    user = Path(state["XDG_CONFIG_HOME"]) / "vdsr"
+    user.mkdir(parents=True, exist_ok=True)
+    if not (user / "config.toml").exists():
+        (user / "config.toml").write_text(USER)
+        (folder / "vdsr.toml").write_text(PROJECT)
+    return subprocess.run(
+        [VDSR, *words], env={**state, **more}, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_environment_wins_over_a_profile_over_this_folder_over_the_users_file(
+    state: dict[str, str], tmp_path: Path
+) -> None:
+    result = config(state, tmp_path, "--profile", "night", "config", "show", "--json", VDSR_MAX_PIXELS="7")
+
+    assert result.returncode == 0, result.stderr
+    shown = json.loads(result.stdout)
+    user, project = Path(state["XDG_CONFIG_HOME"]) / "vdsr/config.toml", tmp_path / "vdsr.toml"
+    assert shown["max_pixels"] == {"value": 7, "from": "VDSR_MAX_PIXELS"}
+    assert shown["tile"] == {"value": 32, "from": f"tile in {user} [profile.night]"}
+    assert shown["chunk_images"] == {"value": 9, "from": f"chunk_images in {project} [profile.night]"}
+    assert shown["memory_budget"] == {"value": 2 << 30, "from": f"memory_budget in {project}"}
+    assert shown["weights"]["value"] == str(user.parent / "mine.safetensors")
+    assert shown["engine"] == {"value": "auto", "from": "default"}
+    assert shown["redis_url"]["value"] == "redis://me:***@user.example:1/0"
+
+
+def test_the_table_for_people_masks_passwords_and_names_the_files(state: dict[str, str], tmp_path: Path) -> None:
+    result = config(state, tmp_path, "config", "show", VDSR_S3_ENDPOINT_URL="https://me:hidden@s3.example")
+
+    assert "hidden" not in result.stdout + result.stderr
+    assert f"{tmp_path}/vdsr.toml: read\n" in result.stderr
+    assert ["tile", "96", "tile"] in [line.split()[:3] for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("tlie = 1", [], "has 'tlie', which is no setting; did you mean tile?"),
+        ("tile = 1.5", [], "is 1.5; give a text or a whole number"),
+        ("tile = 'large'", [], "vdsr.toml is 'large'; give a whole number"),
+        ("tile = ", [], "vdsr.toml is no TOML"),
+        ("[profile.x]\ntlie = 1", [], "[profile.x] has 'tlie', which is no setting"),
+        ("[profile.night]", ["--profile", "nigth"], "[profile.nigth]; did you mean 'night'?"),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_its_file(
+    state: dict[str, str], tmp_path: Path, text: str, words: list[str], said: str
+) -> None:
+    (tmp_path / "vdsr.toml").write_text(text)
+
+    result = subprocess.run(
+        [VDSR, *words, "config", "show"], env=state, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_worker_is_told_what_files_said_since_it_runs_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.toml").write_text('[profile.p]\nlease_s = 9\nmemory_budget = "3G"\nweights = "w"')
+    monkeypatch.setenv("VDSR_CONFIG", str(tmp_path / "own.toml"))
+    monkeypatch.setenv("VDSR_PROFILE", "p")
+    mine = load_settings()
+    assert (mine.lease_s, mine.weights) == (9, tmp_path / "w")
+
+    environment = worker_environment(mine)
+    for name in ("VDSR_CONFIG", "VDSR_PROFILE", "VDSR_LEASE_S", "VDSR_WEIGHTS", "VDSR_MEMORY_BUDGET"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.chdir("/")
+
+    assert load_settings() == mine
+
+
+def test_quiet_leaves_results_and_errors(state: dict[str, str], tmp_path: Path) -> None:
+    result = config(state, tmp_path, "-q", "config", "show", "--json")
+    refused = config(state, tmp_path, "-q", "submit", "./nothing")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "does not exist" in refused.stderr
+    assert config(state, tmp_path, "-q", "config", "show").stderr == ""
