@@ -9,7 +9,7 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quality test-faults soak check audit format train bench clean
+.PHONY: help setup demo docs test test-quality test-faults soak check audit format train bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two
 	$(BIN)/python benchmarks/pipeline.py photos --json $(RESULTS)/photos.json
 	$(BIN)/python benchmarks/pipeline.py thumbnails --json $(RESULTS)/thumbnails.json
 	$(BIN)/python benchmarks/page.py
+
+docs: $(READY) ## Build the site of docs/ into build/docs, offline; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -15,18 +15,48 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdsr.errors import ImageUnsupported
+from vdsr.errors import ImageEmpty, ImageTruncated, ImageUnreadable, ImageUnsupported
 
 if TYPE_CHECKING:
     from PIL import Image
 
 DIRECT = {"L", "LA", "RGB", "RGBA"}
 SIXTEEN = {"I;16", "I;16B", "I;16L", "I;16N"}
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error)
+"""What Pillow's decoders raise for bytes that make no sense to them."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The first picture of a file, decoded and upright.
+
+    Raises:
+        OSError: the file is not there, is a folder, or may not be read.
+        ImageError: by one of its subclasses; what is there is no picture, or damaged.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    with Path(path).open("rb") as file:
+        if not file.read(1):
+            raise ImageEmpty
+        file.seek(0)
+        try:
+            image = Image.open(file)
+            image.load()
+        except Image.DecompressionBombError as exc:
+            raise ImageUnsupported(f"{path}: {exc}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from exc
+        except DAMAGE as exc:
+            if "truncated" in str(exc).lower():
+                raise ImageTruncated(f"{path} ends before its pixels do; copy it again from its source") from exc
+            what = "no format that Pillow knows" if isinstance(exc, UnidentifiedImageError) else str(exc)
+            raise ImageUnreadable(f"{path} is no picture, or damaged ({what}); copy it again from its source") from exc
+        return ImageOps.exif_transpose(image)
 
 
 def to_array(image: Image.Image) -> NDArray[Any]:

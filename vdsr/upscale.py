@@ -91,35 +91,47 @@ class Upscaler:
 
     @overload
     def upscale(
-        self, image: Image.Image, scale: float = 2, *, on_tile: Callable[[], None] | None = None
+        self, image: Image.Image | str | Path, scale: float = 2, *, on_tile: Callable[[], None] | None = None
     ) -> Image.Image: ...
 
     def upscale(
-        self, image: Image.Image | NDArray[Any], scale: float = 2, *, on_tile: Callable[[], None] | None = None
+        self,
+        image: Image.Image | str | Path | NDArray[Any],
+        scale: float = 2,
+        *,
+        on_tile: Callable[[], None] | None = None,
     ) -> Image.Image | NDArray[Any]:
         """The image `scale` times as wide and high.
 
         Args:
-            image: a PIL image (see `vdsr.pillow` for modes), or an array (H, W), (H, W, 2), (H, W, 3) or (H, W, 4)
-                of uint8 or uint16: gray, gray and alpha, RGB, RGB and alpha; alpha is not premultiplied.
+            image: a PIL image (see `vdsr.pillow` for modes), the path of a file with one, which is turned upright,
+                or an array (H, W), (H, W, 2), (H, W, 3) or (H, W, 4) of uint8 or uint16: gray, gray and alpha, RGB,
+                RGB and alpha; alpha is not premultiplied.
             scale: at least 1, whole or not; the size is rounded up.
             on_tile: called before each tile; what it raises ends the work, which is how a caller stops it.
 
         Returns:
-            The same kind as `image`, of `vdsr.resize.scaled_size`.
+            An array for an array, else a PIL image with the colour profile of the given one; of
+            `vdsr.resize.scaled_size`.
 
         Raises:
-            TypeError: neither a PIL image nor an array.
+            TypeError: neither a PIL image, a path nor an array.
             ValueError: a scale below 1, or an array of another shape or dtype.
-            ImageUnsupported: a PIL mode that has no faithful array.
+            OSError: no such file, or it may not be read.
+            ImageError: the file is no picture or damaged, or (ImageUnsupported) its mode has no faithful array.
         """
-        if not isinstance(image, np.ndarray):
-            if not hasattr(image, "getbands"):
-                raise TypeError(f"cannot upscale {type(image).__name__}; give a PIL image or a NumPy array")
-            from vdsr.pillow import from_array, to_array
+        if isinstance(image, np.ndarray):
+            return self._upscale_array(image, scale, on_tile)
+        from vdsr.pillow import from_array, read_image, to_array
 
-            return from_array(self._upscale_array(to_array(image), scale, on_tile))
-        return self._upscale_array(image, scale, on_tile)
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        if not hasattr(image, "getbands"):
+            raise TypeError(f"cannot upscale {type(image).__name__}; give a PIL image, a path or a NumPy array")
+        result = from_array(self._upscale_array(to_array(image), scale, on_tile))
+        if profile := image.info.get("icc_profile"):
+            result.info["icc_profile"] = profile  # Pillow's save writes it
+        return result
 
     def upscale_alike(
         self, images: Sequence[NDArray[Any]], scale: float = 2, *, on_tile: Callable[[], None] | None = None

@@ -28,41 +28,45 @@ class Settings:
     """Every setting of a worker or client; the variable is VDSR_ and the name in capitals."""
 
     state_dir: Path
-    """Where `vdsr dev` keeps its Redis: its socket here is found by every other command."""
+    """Where `vdsr dev` keeps its Redis, whose socket here is found by every other command, and by default models and
+    runs; unset: `~/.local/state/vdsr`."""
     redis_url: str = field(repr=False)  # it may hold a password
-    """redis://, rediss:// or unix:// of the queue and ledger; unset: the Redis of `vdsr dev`, else localhost."""
+    """`redis://`, `rediss://` or `unix://` of the queue and ledger; unset: the Redis of `vdsr dev`, else
+    `redis://localhost:6379/0`."""
     redis_ca: Path | None = None
-    """The certificate of the authority that vouches for a rediss:// server; unset: those that the system trusts."""
+    """The certificate (PEM) of the authority behind a `rediss://` server; unset: those that the system trusts."""
     s3_endpoint_url: str | None = None
-    """URL of an S3 server that is not Amazon's."""
+    """URL of an S3 server that is not Amazon's; unset: Amazon's."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """`auto` (CUDA, then CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: str = "auto"
-    """auto, fp32 or bf16."""
+    """`auto` (bf16 on GPUs that have it and on CPUs with AMX, else fp32), `fp32` or `bf16`."""
     engine: str = "auto"
-    """auto, native (our compiled code, CPUs only) or torch."""
+    """`auto`, `native` (our compiled code, CPUs only) or `torch`."""
     tile: int = 0
-    """Pixels a side that one pass contributes where torch computes, 0 what suits the device; smaller needs less
-    memory."""
+    """Pixels a side that one pass contributes where torch computes; smaller needs less memory. 0: what suits the
+    device, 256 on a CPU, 1,048 on a GPU with the memory."""
     threads: int = 0
     """Threads of a worker's computation; 0 takes every core."""
     weights: Path | None = None
-    """A checkpoint to use instead of the registry's and the one that ships."""
+    """A checkpoint to use instead of the registry's and the one that ships, the same for clients and workers."""
     registry: str = ""
-    """Where published models lie, local or S3; empty: STATE_DIR/models."""
+    """Where published models lie, a folder or `s3://bucket/prefix`, the same for all; unset: `models` in the state
+    folder."""
     runs: str = ""
-    """Where training runs keep their files, local or S3; empty: STATE_DIR/runs."""
+    """Where training runs keep their files; in S3 if several nodes train; unset: `runs` in the state folder."""
     cache_dir: Path = Path("~/.cache/vdsr")
     """What may be deleted: fetched training images, and arrays made from them."""
     max_pixels: int = 100_000_000
-    """Largest input picture."""
+    """Pixels of the largest input picture."""
     max_output_pixels: int = 400_000_000
-    """Largest picture that is made."""
+    """Pixels of the largest picture that is made."""
     max_file_bytes: Bytes = 0
-    """Largest file that is read, and what files that are read ahead take together; 0: a quarter of the memory
-    budget."""
+    """Largest file that is read, such as `512M`, and what files that are read ahead take together; 0: a quarter of the
+    memory budget."""
     memory_budget: Bytes = 0
-    """What a worker's process may take for all that it has in hand, such as 4G; 0: half of the machine's memory."""
+    """What a worker's process may take for all that it has in hand, such as `4G`; 0: half of the machine's memory. Set
+    it where several share a machine."""
     chunk_images: int = 100
     """Most images in a chunk, which is what a worker takes at a time."""
     chunk_megapixels: int = 0

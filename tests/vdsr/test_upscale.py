@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vdsr import Upscaler, checkpoint, native
 from vdsr.device import DeviceError
-from vdsr.errors import ImageUnsupported, Interrupted
+from vdsr.errors import ImageEmpty, ImageTruncated, ImageUnreadable, ImageUnsupported, Interrupted
 from vdsr.model import VDSR
 from vdsr.resize import bicubic
 
@@ -202,8 +205,58 @@ def test_float_arrays_are_refused_rather_than_guessed(upscaler: Upscaler) -> Non
 
 
 def test_what_is_no_image_is_refused_by_name(upscaler: Upscaler) -> None:
-    with pytest.raises(TypeError, match="cannot upscale str; give a PIL image or a NumPy array"):
-        upscaler.upscale("cat.jpg", 2)
+    with pytest.raises(TypeError, match="cannot upscale bytes; give a PIL image, a path or a NumPy array"):
+        upscaler.upscale(b"cat.jpg", 2)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_gives_the_picture_in_that_file_upright_and_in_its_colours(
+    upscaler: Upscaler, tmp_path: Path, kind: type
+) -> None:
+    source = Image.fromarray(picture(12, 15, 3))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    source.save(tmp_path / "사진.png", exif=exif, icc_profile=profile)
+
+    upscaled = upscaler.upscale(kind(tmp_path / "사진.png"), 2)
+
+    expected = upscaler.upscale(np.rot90(np.asarray(source), -1).copy(), 2)
+    assert np.array_equal(np.asarray(upscaled), expected)
+    assert upscaled.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (b"", ImageEmpty, "empty"),
+        (b"no picture at all", ImageUnreadable, "a.png is no picture, or damaged .no format that Pillow knows"),
+        ("half", ImageTruncated, "a.png ends before its pixels do"),
+        ("bomb", ImageUnsupported, "a.png.*MAX_IMAGE_PIXELS"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_refused_with_the_reason(
+    upscaler: Upscaler, tmp_path: Path, data: bytes | str, error: type, message: str
+) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(picture(40, 40, 3)).save(stream, "PNG")
+    whole = stream.getvalue()
+    header = whole[8:16] + struct.pack(">II", 30_000, 30_000) + whole[24:29]
+    made = {
+        "half": whole[: len(whole) // 2],
+        "bomb": whole[:8] + header + struct.pack(">I", crc32(header[4:])) + whole[33:],
+    }
+    (tmp_path / "a.png").write_bytes(made[data] if isinstance(data, str) else data)
+
+    with pytest.raises(error, match=message):
+        upscaler.upscale(tmp_path / "a.png", 2)
+
+
+def test_a_path_without_a_file_is_told_as_python_tells_it(upscaler: Upscaler, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        upscaler.upscale(tmp_path / "none.png")
+    with pytest.raises(IsADirectoryError):
+        upscaler.upscale(str(tmp_path))
 
 
 def test_the_caller_can_stop_between_tiles(upscaler: Upscaler) -> None:

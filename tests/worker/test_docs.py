@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import reference_pages
 
 from vdsr import errors as science
 from worker import errors as service
@@ -16,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_setting_is_documented() -> None:
-    text = (DOCS / "operations.md").read_text()
+    text = reference_pages.fill((DOCS / "reference" / "settings.md").read_text())
 
     assert [f.name for f in fields(Settings) if f"`VDSR_{f.name.upper()}`" not in text] == []
 
