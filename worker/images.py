@@ -3,9 +3,9 @@
 | written | pixels                           | colour profile | EXIF        | dpi           |
 |---------|----------------------------------|----------------|-------------|---------------|
 | JPEG    | gray, RGB                        | yes            | up to 64 KB | whole numbers |
-| PNG     | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| PNG     | gray, RGB, + alpha; 8 or 16 bits | yes            | yes         | yes           |
 | WebP    | RGB, RGBA; gray becomes RGB      | unless gray's  | yes         | in EXIF only  |
-| TIFF    | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| TIFF    | gray, RGB, + alpha; 8 or 16 bits | yes            | yes         | yes           |
 | BMP     | gray, RGB, RGBA; LA becomes RGBA | no             | no          | yes           |
 
 GIF is read and becomes PNG. XMP, IPTC, comments, and PNG's gAMA and text chunks are not carried over.
@@ -35,10 +35,12 @@ from vdsr.errors import (
     ImageUnreadable,
     ImageUnsupported,
 )
-from vdsr.pillow import from_array, to_array
+from vdsr.pillow import SIXTEEN, from_array, to_array
+from worker.deep import GRAY_ALPHA, deep_pixels, disguised, gray_alpha_pixels, is_deep, with_transparent
 from worker.exif import (
     BITS_PER_SAMPLE,
     PHOTOMETRIC,
+    PLANAR,
     PREDICTOR,
     SAMPLE_FORMAT,
     SAMPLES_PER_PIXEL,
@@ -58,6 +60,7 @@ from worker.exif import (
 )
 from worker.formats import FORMATS, output_format
 from worker.png import encode_png
+from worker.tiff import encode_tiff
 
 __all__ = ["Extras", "Header", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
@@ -94,6 +97,11 @@ WEBP_LOSSLESS_EFFORT = 0
 TIFF_DIFFERENCES = 2
 """The predictor for deflate and LZW. The same 4 MP: deflate 5.8 MB, 9.1 without; LZW 6.2 MB, 12.7 without."""
 
+DEEP_TIFF = {(1, 0), (1, 1), (3, 2), (4, 2)}
+"""Samples a pixel and photometric interpretation, gray or RGB, that are read with 16 bits."""
+SEPARATE = 2
+"""Planar configuration."""
+
 TIFF_COMPRESSIONS = {
     "raw": "raw",
     "packbits": "packbits",
@@ -103,7 +111,7 @@ TIFF_COMPRESSIONS = {
 }
 """Lossless compressions of sources, by Pillow's names -> what is written for them."""
 
-PIXEL_BYTES = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2, "LA": 2, "RGB": 3}
+CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "LA": 2, "RGB": 3}
 """By Pillow's modes, where it is not up to 4."""
 
 DAMAGE = (
@@ -144,7 +152,7 @@ class Picture:
     """A decoded file."""
 
     pixels: NDArray[Any]
-    """(H, W) or (H, W, 2 | 3 | 4) uint8, or (H, W) uint16: gray, gray and alpha, RGB, RGBA. Upright."""
+    """(H, W) or (H, W, 2 | 3 | 4), uint8 or uint16: gray, gray and alpha, RGB, RGBA. Upright."""
     format: str
     """One of `worker.formats.FORMATS`: what the bytes are, whatever the name says."""
     extras: Extras
@@ -179,16 +187,24 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     image_format = _sniff(data)
     image = _open(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
+    deep = is_deep(image)
     if on_header:
-        added = image.mode in ("1", "L", "RGB") and image.has_transparency_data
-        pixel_bytes = PIXEL_BYTES.get(image.mode, 4) + added
-        on_header(Header(image_format, *image.size, pixel_bytes, added or image.has_transparency_data))
-    with _reading(data, image_format):
-        image.load()
-    pixels = _pixels(image, data, image_format)
+        on_header(_header(image, image_format, deep=deep))
+    transparent = image.info.pop("transparency", None) if deep or image.mode in SIXTEEN else None
+    if deep:
+        with _reading(data, image_format):
+            pixels = deep_pixels(image, lambda: _open(data, image_format, max_pixels))
+    else:
+        with _reading(data, image_format):
+            image.load()
+        pixels = _pixels(image, data, image_format)
+    if transparent is not None:
+        pixels = with_transparent(pixels, transparent)
     exif, orientation = _read_exif(image, data, image_format, notes)
     compression = _read_compression(image, image_format, notes)
     _note_frames(image, data, image_format, notes)
+    if image_format == "TIFF" and _samples(data) > len(image.getbands()):
+        notes.append("a channel beside the colours that is no transparency is left out")
     profile = image.info.get("icc_profile")
     extras = Extras(
         icc_profile=profile if profile and isinstance(profile, bytes) else None,
@@ -285,6 +301,13 @@ STRANGERS = {
 """How some other files begin, in lower case."""
 
 
+def _header(image: Image.Image, image_format: str, *, deep: bool) -> Header:
+    added = image.mode in ("1", "L", "RGB", *SIXTEEN) and image.has_transparency_data
+    sample_bytes = 2 if deep or image.mode in SIXTEEN else 1
+    pixel_bytes = sample_bytes * (CHANNELS.get(image.mode, 4) + added)
+    return Header(image_format, *image.size, pixel_bytes, added or image.has_transparency_data)
+
+
 def _sniff(data: bytes) -> str:
     """The format that the first bytes announce."""
     for magic, image_format in MAGIC.items():
@@ -318,7 +341,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
         try:
             if own_exif and is_bomb(own_exif):
                 raise ValueError("its EXIF would fill the memory")
-            image = Image.open(io.BytesIO(data), formats=[image_format])
+            known = disguised(data) if image_format == "PNG" else data
+            image = Image.open(io.BytesIO(known), formats=[image_format])
         except DAMAGE:
             # Pillow looks for a JPEG's resolution in its EXIF, and may trip over it
             without = data.replace(b"Exif\0\0", b"exif\0\0")
@@ -436,9 +460,7 @@ def _is_lossless(webp: bytes) -> bool:
 
 
 def _check_png(data: bytes) -> None:
-    """Refuse 16 bits, unless they are gray, and more than the one colour profile that is allowed."""
-    if data[24:25] == b"\x10" and data[25:26] != b"\0":
-        raise ImageUnsupported(_cut(16))
+    """Refuse more chunks than pictures have, and more than the one colour profile that is allowed."""
     at, profiles, pieces = 8, 0, 0
     while at + 8 <= len(data):
         length, chunk = struct.unpack_from(">L4s", data, at)
@@ -495,16 +517,24 @@ def _check_tiff(data: bytes) -> None:
             "its samples are signed or floating point; convert the picture to 8 bits, or to 16-bit grayscale"
         )
     bits = numbers(data, tags.get(BITS_PER_SAMPLE))
-    samples = max(len(bits), number(data, tags.get(SAMPLES_PER_PIXEL)))
-    if bits and max(bits) > 8 and (samples, max(bits)) != (1, 16):
-        raise ImageUnsupported(_cut(max(bits)))
+    samples = _samples(data)
+    if not bits or max(bits) <= 8:
+        return
+    if set(bits) != {16} or (samples, number(data, tags.get(PHOTOMETRIC))) not in DEEP_TIFF:
+        raise ImageUnsupported(
+            f"a TIFF of {samples} x {max(bits)} bits per pixel is kept only as 16-bit gray, RGB or RGBA, "
+            "and would be cut to 8 bits here; convert the picture to one of these"
+        )
+    if samples > 1 and number(data, tags.get(PLANAR)) == SEPARATE:
+        raise ImageUnsupported(
+            "its 16-bit channels lie apart, one plane after the other; convert the picture to interleaved channels"
+        )
 
 
-def _cut(bits: int) -> str:
-    return (
-        f"{bits} bits per channel are kept only for 16-bit gray without transparency, and would be cut to 8 here; "
-        "convert the picture to 8 bits, or to 16-bit grayscale"
-    )
+def _samples(tiff: bytes) -> int:
+    """Channels of a TIFF."""
+    tags = first_tags(tiff)
+    return max(len(numbers(tiff, tags.get(BITS_PER_SAMPLE))), number(tiff, tags.get(SAMPLES_PER_PIXEL)))
 
 
 def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
@@ -513,6 +543,8 @@ def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
         steps = 2 ** data[24] - 1
         if image.info["transparency"] <= steps:  # Pillow widens samples to 8 bits, but not always this one
             image.info["transparency"] *= 255 // steps
+    if image_format == "PNG" and data[24:26] == GRAY_ALPHA:
+        return gray_alpha_pixels(image)
     pixels = to_array(image)
     if (
         image_format == "TIFF"
@@ -653,16 +685,21 @@ def _png(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
 
 
 def _webp(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
-    profile = extras.icc_profile
     options = {
         "lossless": extras.lossless,
         "quality": WEBP_LOSSLESS_EFFORT if extras.lossless else WEBP_QUALITY if quality is None else quality,
         "exact": extras.lossless,  # the colour under transparent pixels too
         "method": WEBP_METHOD,
         "exif": _exif_block(pixels, extras),
-        "icc_profile": None if profile and profile[16:20] == b"GRAY" else profile,  # WebP has no gray
+        "icc_profile": _color_profile(extras),
     }
     return _saved(from_array(pixels), "WEBP", options)
+
+
+def _color_profile(extras: Extras) -> bytes | None:
+    """The profile, unless it is one for gray, and gray becomes RGB."""
+    profile = extras.icc_profile
+    return None if profile and profile[16:20] == b"GRAY" else profile
 
 
 def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
@@ -673,7 +710,15 @@ def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
         "icc_profile": extras.icc_profile,
         "dpi": extras.dpi,
     }
-    tiff = _saved(from_array(pixels), "TIFF", options)
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        tiff = encode_tiff(
+            pixels if pixels.shape[2] > 2 else pixels[..., [0, 0, 0, 1]],
+            compressed=compression != "raw",
+            icc_profile=_color_profile(extras) if pixels.shape[2] == 2 else extras.icc_profile,
+            dpi=extras.dpi,
+        )
+    else:
+        tiff = _saved(from_array(pixels), "TIFF", options)
     exif = _sized_exif(pixels, extras)
     return tiff_with_exif(tiff, exif) if exif else tiff
 
