@@ -25,6 +25,8 @@ DESCRIPTIVE = {
     *(EXIF, GPS),
 }
 """What a TIFF's first directory says about the picture, where most of it says how the pixels lie in the file."""
+OWNERS = {315, 33432, 40093}
+"""Artist, copyright, and Windows' own author."""
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
 """Type of a value -> bytes of what its byte order applies to; a rational (5, 10) has two of that."""
 NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
@@ -232,6 +234,17 @@ def exif_of_tiff(data: bytes) -> bytes | None:
         return None
     order = _order(data)
     return struct.pack(order + "2sHL", b"MM" if order == ">" else b"II", 42, 8) + written_tree(kept, 8, order)
+
+
+def copyright_exif(exif: bytes) -> bytes | None:
+    """EXIF of its own with artist and copyright; None if it names none or cannot be read."""
+    order = _order(exif)
+    try:
+        tree = _read_tree(exif, _first(exif), 0, order)
+    except DamagedExif:
+        return None
+    kept = {tag: value for tag, value in tree.items() if tag in OWNERS}
+    return exif[:4] + struct.pack(order + "L", 8) + written_tree(kept, 8, order) if kept else None
 
 
 def tiff_with_exif(tiff: bytes, exif: bytes) -> bytes:

@@ -8,7 +8,8 @@
 | TIFF    | gray, RGB, + alpha; 8 or 16 bits | yes            | yes         | yes           |
 | BMP     | gray, RGB, RGBA; LA becomes RGBA | no             | no          | yes           |
 
-GIF is read and becomes PNG. XMP, IPTC, comments, and PNG's gAMA and text chunks are not carried over.
+GIF is read and becomes PNG; CMYK becomes sRGB. XMP is carried as EXIF is.
+IPTC, comments, and PNG's gAMA and text chunks are not carried over.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from vdsr.errors import (
     ImageUnsupported,
 )
 from vdsr.pillow import SIXTEEN, from_array, to_array
+from worker.cmyk import NOTE as INKS_NOTE
+from worker.cmyk import srgb_pixels, to_srgb
 from worker.deep import GRAY_ALPHA, deep_pixels, disguised, gray_alpha_pixels, is_deep, with_transparent
 from worker.exif import (
     BITS_PER_SAMPLE,
@@ -60,7 +63,8 @@ from worker.exif import (
 )
 from worker.formats import FORMATS, output_format
 from worker.png import encode_png
-from worker.tiff import encode_tiff
+from worker.tiff import XMP, encode_tiff
+from worker.xmp import DamagedXmp, sized_xmp, upright_xmp
 
 __all__ = ["Extras", "Header", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
@@ -83,6 +87,11 @@ MOST_EXIF_MARKERS = 64
 """Of a JPEG, 64 KB each: Pillow puts them together in time by the square of their number."""
 MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
 """What 32-bit offsets reach."""
+
+MOST_JPEG_EXIF, MOST_JPEG_XMP, MOST_JPEG_PROFILE = 65_527, 65_400, 255 * 65_519
+"""Bytes. EXIF and XMP have one marker each, a profile at most 255."""
+XMP_SLACK = 64
+"""Bytes by which XMP may grow when it is told the new size."""
 
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
@@ -139,6 +148,8 @@ class Extras:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """A TIFF structure ("II*..." or "MM..."), upright and without a thumbnail."""
+    xmp: bytes | None = None
+    """A packet in UTF-8, upright."""
     dpi: tuple[float, float] | None = None
     """Horizontal, vertical."""
     lossless: bool = False
@@ -188,8 +199,11 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     image = _open(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
     deep = is_deep(image)
+    pixels: NDArray[Any]
+    inks = to_srgb(image.info.get("icc_profile")) if image.mode == "CMYK" else None
     if on_header:
         on_header(_header(image, image_format, deep=deep))
+    xmp = image.info.get("xmp")  # loading a TIFF cuts some of it out, and loading a PNG may bring it
     transparent = image.info.pop("transparency", None) if deep or image.mode in SIXTEEN else None
     if deep:
         with _reading(data, image_format):
@@ -197,7 +211,7 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     else:
         with _reading(data, image_format):
             image.load()
-        pixels = _pixels(image, data, image_format)
+        pixels = srgb_pixels(image, inks) if inks else _pixels(image, data, image_format)
     if transparent is not None:
         pixels = with_transparent(pixels, transparent)
     exif, orientation = _read_exif(image, data, image_format, notes)
@@ -205,10 +219,13 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     _note_frames(image, data, image_format, notes)
     if image_format == "TIFF" and _samples(data) > len(image.getbands()):
         notes.append("a channel beside the colours that is no transparency is left out")
-    profile = image.info.get("icc_profile")
+    if inks:
+        notes.append(INKS_NOTE)
+    profile = None if inks else image.info.get("icc_profile")
     extras = Extras(
         icc_profile=profile if profile and isinstance(profile, bytes) else None,
         exif=exif,
+        xmp=_read_xmp(xmp or image.info.get("xmp"), notes),
         dpi=_read_dpi(image),
         lossless=image_format == "WEBP" and _is_lossless(data),
         compression=compression,
@@ -251,6 +268,32 @@ def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str,
     size_bytes = height * width * math.prod(pixels.shape[2:]) * pixels.dtype.itemsize
     if size_bytes >= MAX_FILE_BYTES.get(image_format, math.inf):
         raise ImageUnsupported(f"{image_format} files end at 4 GiB; use --format png, or a smaller scale")
+
+
+def left_out(pixels: NDArray[Any], extras: Extras, image_format: str) -> tuple[str, ...]:
+    """What the source carries and this format does not hold, as notes for the user.
+
+    Args:
+        pixels: before scaling; only their shape and dtype matter.
+    """
+    colored = (image_format == "WEBP" and (pixels.ndim == 2 or pixels.shape[2] == 2)) or (
+        image_format == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2:] == (2,)
+    )
+    profile = extras.icc_profile
+    lost = {
+        "its colour profile": profile
+        and (
+            image_format == "BMP"
+            or (image_format == "JPEG" and len(profile) > MOST_JPEG_PROFILE)
+            or (colored and _color_profile(extras) is None)
+        ),
+        "EXIF": extras.exif
+        and (image_format == "BMP" or (image_format == "JPEG" and len(extras.exif) > MOST_JPEG_EXIF)),
+        "XMP": extras.xmp and (image_format == "BMP" or (image_format == "JPEG" and len(extras.xmp) > MOST_JPEG_XMP)),
+        "its resolution": extras.dpi and not extras.exif and image_format in ("WEBP", "AVIF"),
+    }
+    names = [name for name, gone in lost.items() if gone]
+    return (f"{image_format} does not hold {', '.join(names)}: left out",) if names else ()
 
 
 def encode(pixels: NDArray[Any], image_format: str, extras: Extras, *, quality: int | None) -> bytes:
@@ -595,6 +638,19 @@ def _embedded_exif(image: Image.Image) -> bytes | None:
     return exif or None
 
 
+def _read_xmp(xmp: Any, notes: list[str]) -> bytes | None:
+    """XMP as in `Extras`, of what Pillow found."""
+    if isinstance(xmp, str):
+        xmp = xmp.encode("utf-8", "surrogateescape")
+    if not isinstance(xmp, bytes) or not xmp:
+        return None
+    try:
+        return upright_xmp(xmp)
+    except DamagedXmp:
+        notes.append("XMP was damaged and is left out")
+        return None
+
+
 def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -> str | None:
     if image_format != "TIFF":
         return None
@@ -669,19 +725,21 @@ def _check_kind(pixels: NDArray[Any], image_format: str) -> None:
 
 def _jpeg(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
     quality = JPEG_QUALITY if quality is None else quality
-    exif, profile = _exif_block(pixels, extras), extras.icc_profile
+    exif, xmp, profile = _exif_block(pixels, extras), _sized_xmp(pixels, extras), extras.icc_profile
     options = {
         "quality": quality,
         "subsampling": "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0",
-        "exif": exif if exif and len(exif) <= 65_533 else None,  # one marker
-        "icc_profile": profile if profile and len(profile) <= 255 * 65_519 else None,  # at most 255 of them
+        "exif": exif if exif and len(exif) <= MOST_JPEG_EXIF + 6 else None,
+        "xmp": xmp if xmp and len(xmp) <= MOST_JPEG_XMP + XMP_SLACK else None,
+        "icc_profile": profile if profile and len(profile) <= MOST_JPEG_PROFILE else None,
         "dpi": extras.dpi,
     }
     return _saved(from_array(pixels), "JPEG", options)
 
 
 def _png(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
-    return encode_png(pixels, icc_profile=extras.icc_profile, exif=_sized_exif(pixels, extras), dpi=extras.dpi)
+    exif, xmp = _sized_exif(pixels, extras), _sized_xmp(pixels, extras)
+    return encode_png(pixels, icc_profile=extras.icc_profile, exif=exif, xmp=xmp, dpi=extras.dpi)
 
 
 def _webp(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
@@ -691,6 +749,7 @@ def _webp(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
         "exact": extras.lossless,  # the colour under transparent pixels too
         "method": WEBP_METHOD,
         "exif": _exif_block(pixels, extras),
+        "xmp": _sized_xmp(pixels, extras),
         "icc_profile": _color_profile(extras),
     }
     return _saved(from_array(pixels), "WEBP", options)
@@ -704,9 +763,13 @@ def _color_profile(extras: Extras) -> bytes | None:
 
 def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
     compression = extras.compression or "tiff_adobe_deflate"
+    xmp = _sized_xmp(pixels, extras)
+    info: dict[int, Any] = {XMP: xmp} if xmp else {}
+    if compression.endswith(("deflate", "lzw")):
+        info[PREDICTOR] = TIFF_DIFFERENCES
     options = {
         "compression": compression,
-        "tiffinfo": {PREDICTOR: TIFF_DIFFERENCES} if compression.endswith(("deflate", "lzw")) else {},
+        "tiffinfo": info,
         "icc_profile": extras.icc_profile,
         "dpi": extras.dpi,
     }
@@ -715,6 +778,7 @@ def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
             pixels if pixels.shape[2] > 2 else pixels[..., [0, 0, 0, 1]],
             compressed=compression != "raw",
             icc_profile=_color_profile(extras) if pixels.shape[2] == 2 else extras.icc_profile,
+            xmp=xmp,
             dpi=extras.dpi,
         )
     else:
@@ -750,6 +814,12 @@ def _sized_exif(pixels: NDArray[Any], extras: Extras) -> bytes | None:
     """EXIF that tells the size of these pixels."""
     height, width = pixels.shape[:2]
     return sized_exif(extras.exif, width, height) if extras.exif else None
+
+
+def _sized_xmp(pixels: NDArray[Any], extras: Extras) -> bytes | None:
+    """XMP that tells the size of these pixels."""
+    height, width = pixels.shape[:2]
+    return sized_xmp(extras.xmp, width, height) if extras.xmp else None
 
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:

@@ -365,8 +365,8 @@ HARMED = {
     "TIFF, float": (tiff((1, 1), [32], 1, bytes(4), sample_format=3), "floating point"),
     "TIFF, signed": (tiff((1, 1), [16], 1, bytes(2), sample_format=2), "signed"),
     "TIFF, signed bytes": (tiff((1, 1), [8], 1, bytes(1), sample_format=2), "signed"),
-    "JPEG, CMYK": (saved(Image.new("CMYK", (8, 8)), "JPEG"), "colour mode CMYK"),
-    "TIFF, CMYK": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "colour mode CMYK"),
+    "JPEG, CMYK": (saved(Image.new("CMYK", (8, 8)), "JPEG"), "its colours are CMYK"),
+    "TIFF, CMYK": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "its colours are CMYK"),
     "TIFF, LAB": (saved(Image.new("LAB", (8, 8)), "TIFF"), "colour mode LAB"),
 }
 
