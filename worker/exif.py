@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SAMPLE_FORMAT, PREDICTOR = 258, 262, 277, 339, 317
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR, SAMPLE_FORMAT, PREDICTOR = 258, 262, 277, 284, 339, 317
 STRIP_OFFSETS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 273, 279, 322, 323, 324, 325
 IMAGE_WIDTH, IMAGE_HEIGHT, ORIENTATION, EXIF_WIDTH, EXIF_HEIGHT = 256, 257, 274, 0xA002, 0xA003
 EXIF, GPS, INTEROP = 0x8769, 0x8825, 0xA005
@@ -25,6 +25,8 @@ DESCRIPTIVE = {
     *(EXIF, GPS),
 }
 """What a TIFF's first directory says about the picture, where most of it says how the pixels lie in the file."""
+OWNERS = {315, 33432, 40093}
+"""Artist, copyright, and Windows' own author."""
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4}
 """Type of a value -> bytes of what its byte order applies to; a rational (5, 10) has two of that."""
 NUMBERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
@@ -231,7 +233,18 @@ def exif_of_tiff(data: bytes) -> bytes | None:
     if not kept:
         return None
     order = _order(data)
-    return struct.pack(order + "2sHL", b"MM" if order == ">" else b"II", 42, 8) + _written_tree(kept, 8, order)
+    return struct.pack(order + "2sHL", b"MM" if order == ">" else b"II", 42, 8) + written_tree(kept, 8, order)
+
+
+def copyright_exif(exif: bytes) -> bytes | None:
+    """EXIF of its own with artist and copyright; None if it names none or cannot be read."""
+    order = _order(exif)
+    try:
+        tree = _read_tree(exif, _first(exif), 0, order)
+    except DamagedExif:
+        return None
+    kept = {tag: value for tag, value in tree.items() if tag in OWNERS}
+    return exif[:4] + struct.pack(order + "L", 8) + written_tree(kept, 8, order) if kept else None
 
 
 def tiff_with_exif(tiff: bytes, exif: bytes) -> bytes:
@@ -241,7 +254,7 @@ def tiff_with_exif(tiff: bytes, exif: bytes) -> bytes:
     own = _read_tree(tiff, _first(tiff), 0, order)
     out = bytearray(tiff) + b"\0" * (len(tiff) % 2)
     struct.pack_into(order + "L", out, 4, len(out))
-    return bytes(out) + _written_tree(described | own, len(out), order)
+    return bytes(out) + written_tree(described | own, len(out), order)
 
 
 def _read_tree(data: bytes, start: int, name: int, order: str) -> Tree:
@@ -264,7 +277,7 @@ def _swapped(data: bytes, entry: _Entry, order: str) -> bytes:
     return np.frombuffer(value, f"u{width}").byteswap().tobytes()
 
 
-def _written_tree(tree: Tree, start: int, order: str) -> bytes:
+def written_tree(tree: Tree, start: int, order: str) -> bytes:
     """A directory, then its values, then the directories that it points to, for a place in the file."""
     table = bytearray(struct.pack(order + "H", len(tree)))
     rest = bytearray()
@@ -273,7 +286,7 @@ def _written_tree(tree: Tree, start: int, order: str) -> bytes:
         kind, value = tree[tag]
         at = values_at + len(rest)
         if isinstance(value, dict):
-            rest += _written_tree(value, at, order)
+            rest += written_tree(value, at, order)
             table += struct.pack(order + "HHLL", tag, 4, 1, at)
             continue
         count = len(value) // WIDTHS[kind] // (2 if kind in (5, 10) else 1)

@@ -30,6 +30,10 @@ REQUESTS = ("same", "jpeg", "png", "webp", "tiff", "bmp")
 """What `--format` may say."""
 
 
+METADATA = ("keep", "strip", "copyright")
+"""What `--metadata` may say."""
+
+
 def output_format(picture_format: str, requested: str) -> str:
     """The format to write: the requested one, or the picture's own; a GIF becomes a PNG.
 

@@ -3,12 +3,13 @@
 | written | pixels                           | colour profile | EXIF        | dpi           |
 |---------|----------------------------------|----------------|-------------|---------------|
 | JPEG    | gray, RGB                        | yes            | up to 64 KB | whole numbers |
-| PNG     | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| PNG     | gray, RGB, + alpha; 8 or 16 bits | yes            | yes         | yes           |
 | WebP    | RGB, RGBA; gray becomes RGB      | unless gray's  | yes         | in EXIF only  |
-| TIFF    | gray, 16-bit gray, RGB, + alpha  | yes            | yes         | yes           |
+| TIFF    | gray, RGB, + alpha; 8 or 16 bits | yes            | yes         | yes           |
 | BMP     | gray, RGB, RGBA; LA becomes RGBA | no             | no          | yes           |
 
-GIF is read and becomes PNG. XMP, IPTC, comments, and PNG's gAMA and text chunks are not carried over.
+GIF is read and becomes PNG; CMYK becomes sRGB. XMP is carried as EXIF is.
+IPTC, comments, and PNG's gAMA and text chunks are not carried over.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ from vdsr.errors import (
     ImageUnreadable,
     ImageUnsupported,
 )
-from vdsr.pillow import from_array, to_array
+from vdsr.pillow import SIXTEEN, from_array, to_array
+from worker.cmyk import NOTE as INKS_NOTE
+from worker.cmyk import srgb_pixels, to_srgb
+from worker.deep import GRAY_ALPHA, deep_pixels, disguised, gray_alpha_pixels, is_deep, with_transparent
 from worker.exif import (
     BITS_PER_SAMPLE,
     PHOTOMETRIC,
+    PLANAR,
     PREDICTOR,
     SAMPLE_FORMAT,
     SAMPLES_PER_PIXEL,
@@ -58,6 +63,8 @@ from worker.exif import (
 )
 from worker.formats import FORMATS, output_format
 from worker.png import encode_png
+from worker.tiff import XMP, encode_tiff
+from worker.xmp import DamagedXmp, sized_xmp, upright_xmp
 
 __all__ = ["Extras", "Header", "Picture", "check_output", "decode", "encode", "output_format", "without_opaque_alpha"]
 
@@ -81,6 +88,11 @@ MOST_EXIF_MARKERS = 64
 MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
 """What 32-bit offsets reach."""
 
+MOST_JPEG_EXIF, MOST_JPEG_XMP, MOST_JPEG_PROFILE = 65_527, 65_400, 255 * 65_519
+"""Bytes. EXIF and XMP have one marker each, a profile at most 255."""
+XMP_SLACK = 64
+"""Bytes by which XMP may grow when it is told the new size."""
+
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
 FULL_CHROMA_QUALITY = 90
@@ -94,6 +106,11 @@ WEBP_LOSSLESS_EFFORT = 0
 TIFF_DIFFERENCES = 2
 """The predictor for deflate and LZW. The same 4 MP: deflate 5.8 MB, 9.1 without; LZW 6.2 MB, 12.7 without."""
 
+DEEP_TIFF = {(1, 0), (1, 1), (3, 2), (4, 2)}
+"""Samples a pixel and photometric interpretation, gray or RGB, that are read with 16 bits."""
+SEPARATE = 2
+"""Planar configuration."""
+
 TIFF_COMPRESSIONS = {
     "raw": "raw",
     "packbits": "packbits",
@@ -103,7 +120,7 @@ TIFF_COMPRESSIONS = {
 }
 """Lossless compressions of sources, by Pillow's names -> what is written for them."""
 
-PIXEL_BYTES = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2, "LA": 2, "RGB": 3}
+CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "LA": 2, "RGB": 3}
 """By Pillow's modes, where it is not up to 4."""
 
 DAMAGE = (
@@ -131,6 +148,8 @@ class Extras:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     """A TIFF structure ("II*..." or "MM..."), upright and without a thumbnail."""
+    xmp: bytes | None = None
+    """A packet in UTF-8, upright."""
     dpi: tuple[float, float] | None = None
     """Horizontal, vertical."""
     lossless: bool = False
@@ -144,7 +163,7 @@ class Picture:
     """A decoded file."""
 
     pixels: NDArray[Any]
-    """(H, W) or (H, W, 2 | 3 | 4) uint8, or (H, W) uint16: gray, gray and alpha, RGB, RGBA. Upright."""
+    """(H, W) or (H, W, 2 | 3 | 4), uint8 or uint16: gray, gray and alpha, RGB, RGBA. Upright."""
     format: str
     """One of `worker.formats.FORMATS`: what the bytes are, whatever the name says."""
     extras: Extras
@@ -179,20 +198,34 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     image_format = _sniff(data)
     image = _open(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
+    deep = is_deep(image)
+    pixels: NDArray[Any]
+    inks = to_srgb(image.info.get("icc_profile")) if image.mode == "CMYK" else None
     if on_header:
-        added = image.mode in ("1", "L", "RGB") and image.has_transparency_data
-        pixel_bytes = PIXEL_BYTES.get(image.mode, 4) + added
-        on_header(Header(image_format, *image.size, pixel_bytes, added or image.has_transparency_data))
-    with _reading(data, image_format):
-        image.load()
-    pixels = _pixels(image, data, image_format)
+        on_header(_header(image, image_format, deep=deep))
+    xmp = image.info.get("xmp")  # loading a TIFF cuts some of it out, and loading a PNG may bring it
+    transparent = image.info.pop("transparency", None) if deep or image.mode in SIXTEEN else None
+    if deep:
+        with _reading(data, image_format):
+            pixels = deep_pixels(image, lambda: _open(data, image_format, max_pixels))
+    else:
+        with _reading(data, image_format):
+            image.load()
+        pixels = srgb_pixels(image, inks) if inks else _pixels(image, data, image_format)
+    if transparent is not None:
+        pixels = with_transparent(pixels, transparent)
     exif, orientation = _read_exif(image, data, image_format, notes)
     compression = _read_compression(image, image_format, notes)
     _note_frames(image, data, image_format, notes)
-    profile = image.info.get("icc_profile")
+    if image_format == "TIFF" and _samples(data) > len(image.getbands()):
+        notes.append("a channel beside the colours that is no transparency is left out")
+    if inks:
+        notes.append(INKS_NOTE)
+    profile = None if inks else image.info.get("icc_profile")
     extras = Extras(
         icc_profile=profile if profile and isinstance(profile, bytes) else None,
         exif=exif,
+        xmp=_read_xmp(xmp or image.info.get("xmp"), notes),
         dpi=_read_dpi(image),
         lossless=image_format == "WEBP" and _is_lossless(data),
         compression=compression,
@@ -235,6 +268,32 @@ def check_output(pixels: NDArray[Any], size: tuple[int, int], image_format: str,
     size_bytes = height * width * math.prod(pixels.shape[2:]) * pixels.dtype.itemsize
     if size_bytes >= MAX_FILE_BYTES.get(image_format, math.inf):
         raise ImageUnsupported(f"{image_format} files end at 4 GiB; use --format png, or a smaller scale")
+
+
+def left_out(pixels: NDArray[Any], extras: Extras, image_format: str) -> tuple[str, ...]:
+    """What the source carries and this format does not hold, as notes for the user.
+
+    Args:
+        pixels: before scaling; only their shape and dtype matter.
+    """
+    colored = (image_format == "WEBP" and (pixels.ndim == 2 or pixels.shape[2] == 2)) or (
+        image_format == "TIFF" and pixels.dtype == np.uint16 and pixels.shape[2:] == (2,)
+    )
+    profile = extras.icc_profile
+    lost = {
+        "its colour profile": profile
+        and (
+            image_format == "BMP"
+            or (image_format == "JPEG" and len(profile) > MOST_JPEG_PROFILE)
+            or (colored and _color_profile(extras) is None)
+        ),
+        "EXIF": extras.exif
+        and (image_format == "BMP" or (image_format == "JPEG" and len(extras.exif) > MOST_JPEG_EXIF)),
+        "XMP": extras.xmp and (image_format == "BMP" or (image_format == "JPEG" and len(extras.xmp) > MOST_JPEG_XMP)),
+        "its resolution": extras.dpi and not extras.exif and image_format in ("WEBP", "AVIF"),
+    }
+    names = [name for name, gone in lost.items() if gone]
+    return (f"{image_format} does not hold {', '.join(names)}: left out",) if names else ()
 
 
 def encode(pixels: NDArray[Any], image_format: str, extras: Extras, *, quality: int | None) -> bytes:
@@ -285,6 +344,13 @@ STRANGERS = {
 """How some other files begin, in lower case."""
 
 
+def _header(image: Image.Image, image_format: str, *, deep: bool) -> Header:
+    added = image.mode in ("1", "L", "RGB", *SIXTEEN) and image.has_transparency_data
+    sample_bytes = 2 if deep or image.mode in SIXTEEN else 1
+    pixel_bytes = sample_bytes * (CHANNELS.get(image.mode, 4) + added)
+    return Header(image_format, *image.size, pixel_bytes, added or image.has_transparency_data)
+
+
 def _sniff(data: bytes) -> str:
     """The format that the first bytes announce."""
     for magic, image_format in MAGIC.items():
@@ -318,7 +384,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
         try:
             if own_exif and is_bomb(own_exif):
                 raise ValueError("its EXIF would fill the memory")
-            image = Image.open(io.BytesIO(data), formats=[image_format])
+            known = disguised(data) if image_format == "PNG" else data
+            image = Image.open(io.BytesIO(known), formats=[image_format])
         except DAMAGE:
             # Pillow looks for a JPEG's resolution in its EXIF, and may trip over it
             without = data.replace(b"Exif\0\0", b"exif\0\0")
@@ -436,9 +503,7 @@ def _is_lossless(webp: bytes) -> bool:
 
 
 def _check_png(data: bytes) -> None:
-    """Refuse 16 bits, unless they are gray, and more than the one colour profile that is allowed."""
-    if data[24:25] == b"\x10" and data[25:26] != b"\0":
-        raise ImageUnsupported(_cut(16))
+    """Refuse more chunks than pictures have, and more than the one colour profile that is allowed."""
     at, profiles, pieces = 8, 0, 0
     while at + 8 <= len(data):
         length, chunk = struct.unpack_from(">L4s", data, at)
@@ -495,16 +560,24 @@ def _check_tiff(data: bytes) -> None:
             "its samples are signed or floating point; convert the picture to 8 bits, or to 16-bit grayscale"
         )
     bits = numbers(data, tags.get(BITS_PER_SAMPLE))
-    samples = max(len(bits), number(data, tags.get(SAMPLES_PER_PIXEL)))
-    if bits and max(bits) > 8 and (samples, max(bits)) != (1, 16):
-        raise ImageUnsupported(_cut(max(bits)))
+    samples = _samples(data)
+    if not bits or max(bits) <= 8:
+        return
+    if set(bits) != {16} or (samples, number(data, tags.get(PHOTOMETRIC))) not in DEEP_TIFF:
+        raise ImageUnsupported(
+            f"a TIFF of {samples} x {max(bits)} bits per pixel is kept only as 16-bit gray, RGB or RGBA, "
+            "and would be cut to 8 bits here; convert the picture to one of these"
+        )
+    if samples > 1 and number(data, tags.get(PLANAR)) == SEPARATE:
+        raise ImageUnsupported(
+            "its 16-bit channels lie apart, one plane after the other; convert the picture to interleaved channels"
+        )
 
 
-def _cut(bits: int) -> str:
-    return (
-        f"{bits} bits per channel are kept only for 16-bit gray without transparency, and would be cut to 8 here; "
-        "convert the picture to 8 bits, or to 16-bit grayscale"
-    )
+def _samples(tiff: bytes) -> int:
+    """Channels of a TIFF."""
+    tags = first_tags(tiff)
+    return max(len(numbers(tiff, tags.get(BITS_PER_SAMPLE))), number(tiff, tags.get(SAMPLES_PER_PIXEL)))
 
 
 def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
@@ -513,6 +586,8 @@ def _pixels(image: Image.Image, data: bytes, image_format: str) -> NDArray[Any]:
         steps = 2 ** data[24] - 1
         if image.info["transparency"] <= steps:  # Pillow widens samples to 8 bits, but not always this one
             image.info["transparency"] *= 255 // steps
+    if image_format == "PNG" and data[24:26] == GRAY_ALPHA:
+        return gray_alpha_pixels(image)
     pixels = to_array(image)
     if (
         image_format == "TIFF"
@@ -561,6 +636,19 @@ def _embedded_exif(image: Image.Image) -> bytes | None:
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     return exif or None
+
+
+def _read_xmp(xmp: Any, notes: list[str]) -> bytes | None:
+    """XMP as in `Extras`, of what Pillow found."""
+    if isinstance(xmp, str):
+        xmp = xmp.encode("utf-8", "surrogateescape")
+    if not isinstance(xmp, bytes) or not xmp:
+        return None
+    try:
+        return upright_xmp(xmp)
+    except DamagedXmp:
+        notes.append("XMP was damaged and is left out")
+        return None
 
 
 def _read_compression(image: Image.Image, image_format: str, notes: list[str]) -> str | None:
@@ -637,43 +725,64 @@ def _check_kind(pixels: NDArray[Any], image_format: str) -> None:
 
 def _jpeg(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
     quality = JPEG_QUALITY if quality is None else quality
-    exif, profile = _exif_block(pixels, extras), extras.icc_profile
+    exif, xmp, profile = _exif_block(pixels, extras), _sized_xmp(pixels, extras), extras.icc_profile
     options = {
         "quality": quality,
         "subsampling": "4:4:4" if quality >= FULL_CHROMA_QUALITY else "4:2:0",
-        "exif": exif if exif and len(exif) <= 65_533 else None,  # one marker
-        "icc_profile": profile if profile and len(profile) <= 255 * 65_519 else None,  # at most 255 of them
+        "exif": exif if exif and len(exif) <= MOST_JPEG_EXIF + 6 else None,
+        "xmp": xmp if xmp and len(xmp) <= MOST_JPEG_XMP + XMP_SLACK else None,
+        "icc_profile": profile if profile and len(profile) <= MOST_JPEG_PROFILE else None,
         "dpi": extras.dpi,
     }
     return _saved(from_array(pixels), "JPEG", options)
 
 
 def _png(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
-    return encode_png(pixels, icc_profile=extras.icc_profile, exif=_sized_exif(pixels, extras), dpi=extras.dpi)
+    exif, xmp = _sized_exif(pixels, extras), _sized_xmp(pixels, extras)
+    return encode_png(pixels, icc_profile=extras.icc_profile, exif=exif, xmp=xmp, dpi=extras.dpi)
 
 
 def _webp(pixels: NDArray[Any], extras: Extras, quality: int | None) -> bytes:
-    profile = extras.icc_profile
     options = {
         "lossless": extras.lossless,
         "quality": WEBP_LOSSLESS_EFFORT if extras.lossless else WEBP_QUALITY if quality is None else quality,
         "exact": extras.lossless,  # the colour under transparent pixels too
         "method": WEBP_METHOD,
         "exif": _exif_block(pixels, extras),
-        "icc_profile": None if profile and profile[16:20] == b"GRAY" else profile,  # WebP has no gray
+        "xmp": _sized_xmp(pixels, extras),
+        "icc_profile": _color_profile(extras),
     }
     return _saved(from_array(pixels), "WEBP", options)
 
 
+def _color_profile(extras: Extras) -> bytes | None:
+    """The profile, unless it is one for gray, and gray becomes RGB."""
+    profile = extras.icc_profile
+    return None if profile and profile[16:20] == b"GRAY" else profile
+
+
 def _tiff(pixels: NDArray[Any], extras: Extras, _quality: int | None) -> bytes:
     compression = extras.compression or "tiff_adobe_deflate"
+    xmp = _sized_xmp(pixels, extras)
+    info: dict[int, Any] = {XMP: xmp} if xmp else {}
+    if compression.endswith(("deflate", "lzw")):
+        info[PREDICTOR] = TIFF_DIFFERENCES
     options = {
         "compression": compression,
-        "tiffinfo": {PREDICTOR: TIFF_DIFFERENCES} if compression.endswith(("deflate", "lzw")) else {},
+        "tiffinfo": info,
         "icc_profile": extras.icc_profile,
         "dpi": extras.dpi,
     }
-    tiff = _saved(from_array(pixels), "TIFF", options)
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        tiff = encode_tiff(
+            pixels if pixels.shape[2] > 2 else pixels[..., [0, 0, 0, 1]],
+            compressed=compression != "raw",
+            icc_profile=_color_profile(extras) if pixels.shape[2] == 2 else extras.icc_profile,
+            xmp=xmp,
+            dpi=extras.dpi,
+        )
+    else:
+        tiff = _saved(from_array(pixels), "TIFF", options)
     exif = _sized_exif(pixels, extras)
     return tiff_with_exif(tiff, exif) if exif else tiff
 
@@ -705,6 +814,12 @@ def _sized_exif(pixels: NDArray[Any], extras: Extras) -> bytes | None:
     """EXIF that tells the size of these pixels."""
     height, width = pixels.shape[:2]
     return sized_exif(extras.exif, width, height) if extras.exif else None
+
+
+def _sized_xmp(pixels: NDArray[Any], extras: Extras) -> bytes | None:
+    """XMP that tells the size of these pixels."""
+    height, width = pixels.shape[:2]
+    return sized_xmp(extras.xmp, width, height) if extras.xmp else None
 
 
 def _bmp_with_alpha(image: Image.Image, dpi: tuple[float, float]) -> bytes:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.errors import UsageError
+from worker.formats import METADATA
 
 SCHEMA = 2
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
@@ -56,6 +57,8 @@ class Options:
     """same, or one of worker.formats.FORMATS in lower case."""
     quality: int | None = None
     """1 to 100 for JPEG and WebP; None takes 95 and 90."""
+    metadata: str = "keep"
+    """What becomes of EXIF and XMP: "keep", "strip", or "copyright", which keeps who made it and whose it is."""
     overwrite: str = "stale"
     """What is done where an output is there already: "stale" skips the image if that was made from this very source
     with these settings and this model, "never" skips it in any case, "always" does it again."""
@@ -78,6 +81,8 @@ class Options:
             raise UsageError(f"scale is {self.scale:g}; it must be from 1 to 16")
         if self.overwrite not in OVERWRITE:
             raise UsageError(f"overwrite is {self.overwrite!r}; it must be one of {', '.join(OVERWRITE)}")
+        if self.metadata not in METADATA:
+            raise UsageError(f"metadata is {self.metadata!r}; it must be one of {', '.join(METADATA)}")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
 

@@ -33,9 +33,10 @@ from worker.errors import (
     WorkerStopping,
 )
 from worker.formats import IMAGE_SUFFIXES, output_format
-from worker.images import Header, Picture, check_output, decode, encode, without_opaque_alpha
+from worker.images import Header, Picture, check_output, decode, encode, left_out, without_opaque_alpha
 from worker.jobs import Image, Job, Outcome
 from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
+from worker.metadata import reduced
 from worker.patience import Patience
 from worker.settings import Settings
 from worker.storage import Storage
@@ -217,6 +218,9 @@ class Pipeline:
             if work.format == "JPEG":
                 work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
             pixels = work.picture.pixels
+            extras = reduced(work.picture.extras, options.metadata)
+            notes = (*work.picture.notes, *left_out(pixels, extras, work.format))
+            work.picture = replace(work.picture, extras=extras, notes=notes)
             size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
             check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
         except BaseException:

@@ -30,6 +30,7 @@ def encode_png(
     *,
     icc_profile: bytes | None = None,
     exif: bytes | None = None,
+    xmp: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> bytes:
     """The file (PNG Specification, third edition).
@@ -49,6 +50,8 @@ def encode_png(
         parts += _chunk(b"pHYs", struct.pack(">LLB", *(round(value / 0.0254) for value in dpi), 1))
     if exif:
         parts += _chunk(b"eXIf", exif)
+    if xmp:
+        parts += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
     compressor = isal_zlib.compressobj(LEVEL)
     for band in _filtered(samples):
         parts += _chunk(b"IDAT", compressor.compress(band))

@@ -259,7 +259,7 @@ def test_too_little_memory_is_told_as_such_and_not_as_damage(folder: Path, monke
 
 def test_neither_pictures_nor_their_failures_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(5):
-        Image.new("CMYK", (90, 90)).save(folder / f"cmyk-{n}.jpg")
+        Image.new("LAB", (90, 90)).save(folder / f"lab-{n}.tif")
     pictures: list[weakref.ref[object]] = []
     convert = worker.images.to_array
 
