@@ -23,6 +23,9 @@ from worker.errors import UsageError
 PROFILE = "VDSR_PROFILE"
 CONFIG = "VDSR_CONFIG"
 NO_FILE = "none"
+HERE = "vdsr.toml"
+SERVERS = {"redis_url", "redis_ca", "s3_endpoint_url"}
+"""Where credentials go is not for HERE to say, which may have come with somebody's pictures."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,16 @@ def files(environ: Mapping[str, str]) -> list[Path]:
             raise UsageError(f"{CONFIG} is {named!r}, which is no file; give a TOML file, or '{NO_FILE}'")
         return [path]
     home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [home / "vdsr" / "config.toml", Path("vdsr.toml").absolute()]
+    return [home / "vdsr" / "config.toml", Path(HERE).absolute()]
 
 
-def read_files(paths: Iterable[Path], profile: str, names: Iterable[str]) -> dict[str, Given]:
+def read_files(paths: Iterable[Path], profile: str, names: Iterable[str], *, chosen: bool) -> dict[str, Given]:
     """What the files say of settings.
 
     Args:
         profile: its name, or "".
         names: of all settings.
+        chosen: somebody has named the file, so that it may set SERVERS wherever it lies.
 
     Raises:
         UsageError: a file that is no TOML, an unknown setting or profile, or a value that is none.
@@ -65,10 +69,11 @@ def read_files(paths: Iterable[Path], profile: str, names: Iterable[str]) -> dic
     profiles = {path: _profiles(table, path) for path, table in tables.items()}
     given: dict[str, Given] = {}
     for path, table in tables.items():
-        given |= _settings({name: value for name, value in table.items() if name != "profile"}, str(path), path, names)
+        always = {name: value for name, value in table.items() if name != "profile"}
+        given |= _settings(always, str(path), path, names, chosen=chosen)
     for path, known in profiles.items():
         for name, table in known.items():  # of the others too: what is misspelt is told now
-            found = _settings(table, f"{path} [profile.{name}]", path, names)
+            found = _settings(table, f"{path} [profile.{name}]", path, names, chosen=chosen)
             given |= found if name == profile else {}
     if profile and all(profile not in known for known in profiles.values()):
         raise UsageError(_unknown_profile(profile, sorted({n for known in profiles.values() for n in known})))
@@ -91,7 +96,7 @@ def _profiles(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     return profiles
 
 
-def _settings(table: dict[str, Any], origin: str, path: Path, names: list[str]) -> dict[str, Given]:
+def _settings(table: dict[str, Any], origin: str, path: Path, names: list[str], *, chosen: bool) -> dict[str, Given]:
     given = {}
     for name, value in table.items():
         if name not in names:
@@ -100,6 +105,11 @@ def _settings(table: dict[str, Any], origin: str, path: Path, names: list[str]) 
             raise UsageError(f"{origin} has {name!r}, which is no setting; {hint}")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UsageError(f"{name} in {origin} is {value!r}; give a text or a whole number")
+        if name in SERVERS and path == Path(HERE).absolute() and not chosen:
+            raise UsageError(
+                f"{origin} sets {name}, which the file of a folder may not; move it to ~/.config/vdsr/config.toml, "
+                f"or choose this file by {CONFIG}"
+            )
         if value != "":
             given[name] = Given(str(value), f"{name} in {origin}", path.parent)
     return given

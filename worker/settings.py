@@ -137,7 +137,8 @@ def given_settings() -> dict[str, Given]:
     """What this process is given by its environment, which wins, and by configuration files."""
     names = [field.name for field in fields(Settings)]
     variables = _variables(os.environ)
-    return {**read_files(files(os.environ), os.environ.get(PROFILE, ""), names), **variables}
+    chosen = bool(os.environ.get(CONFIG))
+    return {**read_files(files(os.environ), os.environ.get(PROFILE, ""), names, chosen=chosen), **variables}
 
 
 def config_files() -> list[Path]:

@@ -74,6 +74,8 @@ def test_the_table_for_people_masks_passwords_and_names_the_files(state: dict[st
         ("tile = 1.5", [], "is 1.5; give a text or a whole number"),
         ("tile = 'large'", [], "vdsr.toml is 'large'; give a whole number"),
         ("tile = ", [], "vdsr.toml is no TOML"),
+        ("s3_endpoint_url = 'http://evil'", [], "sets s3_endpoint_url, which the file of a folder may not"),
+        ("[profile.x]\nredis_url = 'redis://evil'", [], "sets redis_url, which the file of a folder may not"),
         ("[profile.x]\ntlie = 1", [], "[profile.x] has 'tlie', which is no setting"),
         ("[profile.night]", ["--profile", "nigth"], "[profile.nigth]; did you mean 'night'?"),
     ],
