@@ -7,7 +7,25 @@ from typing import Any, TypeVar
 
 import click
 
+from cli.completing import versions
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Choice(click.Choice[str]):
+    """As click's, with a suggestion for a misspelt word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word itself."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as exc:
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(value).lower(), list(self.choices), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.BadParameter(exc.message + hint, ctx, param) from exc
+
 
 events = click.option(
     "--events", is_flag=True, help="Print progress and the result as JSON lines, one a second at most."
@@ -30,7 +48,7 @@ _JOB: list[Callable[[F], F]] = [
     click.option(
         "--format",
         "format_",
-        type=click.Choice(["same", "jpeg", "png", "webp", "tiff", "bmp"]),
+        type=Choice(["same", "jpeg", "png", "webp", "tiff", "bmp"]),
         default="same",
         show_default=True,
         help="Format of the outputs; GIF becomes PNG.",
@@ -41,7 +59,7 @@ _JOB: list[Callable[[F], F]] = [
     click.option("--recursive/--no-recursive", default=True, show_default=True, help="Folders in folders too."),
     click.option(
         "--overwrite",
-        type=click.Choice(["stale", "never", "always"]),
+        type=Choice(["stale", "never", "always"]),
         default="stale",
         show_default=True,
         help="Outputs that are there: stale does those again whose source, settings or model have changed.",
@@ -53,6 +71,7 @@ _JOB: list[Callable[[F], F]] = [
     click.option(
         "--model",
         metavar="NAME",
+        shell_complete=versions,
         help="A version, 'shipped', or 'follow' (what is in production as each chunk begins)  [default: production]",
     ),
     click.option("--score/--no-score", default=True, show_default=True, help="Compute PSNR."),
