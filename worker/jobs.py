@@ -70,6 +70,8 @@ class Options:
     """For a single file: the key of its true picture."""
     score: bool = True
     """Whether to compute PSNR at all."""
+    name_template: str = ""
+    """Of the outputs' file names (worker.names); empty: the inputs' names."""
     self_ensemble: bool = False
     """Whether the network sees each picture in all eight orientations: better by up to 0.1 dB, eight times the work."""
 
@@ -82,7 +84,7 @@ class Options:
             raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
 
 
-SHAPELESS = {"overwrite", "recursive", "include", "exclude", "reference", "reference_key", "score"}
+SHAPELESS = {"name_template", "overwrite", "recursive", "include", "exclude", "reference", "reference_key", "score"}
 """Options that say which images are done and what is told of them, and not how they look."""
 
 
