@@ -55,6 +55,12 @@ _JOB: list[Callable[[F], F]] = [
     ),
     click.option("--quality", type=int, help="1 to 100 for JPEG and WebP  [default: 95 and 90]"),
     click.option(
+        "--max-failures",
+        metavar="N|N%",
+        default="",
+        help="End the job as failed once more images than this have failed: 20, or 5% of all.",
+    ),
+    click.option(
         "--name-template",
         metavar="TEMPLATE",
         default="",
@@ -89,6 +95,7 @@ def read_options(
     scale: float,
     format_: str,
     quality: int | None,
+    max_failures: str,
     name_template: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -105,6 +112,7 @@ def read_options(
         scale=scale,
         format=format_,
         quality=quality,
+        max_failures=max_failures,
         name_template=name_template,
         overwrite=overwrite,
         recursive=recursive,
