@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from cli.completing import jobs_and_runs
 
-@click.command(name="cancel")
-@click.argument("job")
+
+@click.command(name="cancel", epilog="Example: vdsr cancel 20261123-041502-x7qd2")
+@click.argument("job", shell_complete=jobs_and_runs)
 def command(job: str) -> int:
     """Stop JOB within the image in hand, or a training run within a step. What is finished stays."""
     from cli.output import say

@@ -8,7 +8,7 @@ import time
 import click
 
 
-@click.command(name="dev")
+@click.command(name="dev", epilog="Example: vdsr dev --train")
 @click.option("--train", "training", is_flag=True, help="A training worker too, for 'vdsr train'.")
 def command(training: bool) -> int:
     """Keep a Redis and a worker running here until Ctrl-C.

@@ -27,7 +27,7 @@ class Check:
     detail: str
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", epilog="Example: vdsr doctor s3://bucket/scans")
 @click.argument("uris", nargs=-1, metavar="[URI]...")
 @as_json
 def command(uris: tuple[str, ...], as_json: bool) -> int:

@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import as_json
+from cli.completing import versions
+from cli.options import Choice, as_json
 
 if TYPE_CHECKING:
     from vdsr.evaluate import Comparison, Score
     from vdsr.upscale import Upscaler
 
 
-@click.command(name="eval")
+@click.command(name="eval", epilog="Example: vdsr eval Set5 --scale 3 --self-ensemble")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-s", "--scale", "scales", type=float, multiple=True, default=(2.0, 3.0, 4.0), show_default=True)
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A checkpoint's file.")
-@click.option("--model", metavar="NAME", help="A version, an alias, or 'shipped'  [default: what is in use]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--model",
+    metavar="NAME",
+    shell_complete=versions,
+    help="A version, an alias, or 'shipped'  [default: what is in use]",
+)
+@click.option("--precision", type=Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--self-ensemble", is_flag=True, help="Average eight orientations: 8 times the work.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N  [default: VDSR_DEVICE, or auto]")
 @as_json

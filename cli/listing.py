@@ -7,7 +7,7 @@ import click
 from cli.options import as_json
 
 
-@click.command(name="list")
+@click.command(name="list", epilog="Example: vdsr list --json | jq -r '.[].id'")
 @as_json
 def command(as_json: bool) -> int:
     """List the jobs and training runs of the last 30 days, newest first."""

@@ -35,12 +35,14 @@ COMMANDS = {
     "retry": "Do the failed images of a completed job again.",
     "resume": "Go on with a job that Redis has forgotten, from what lies at its destination.",
     "report": "Write a page about a job, with pictures, from what lies at its destination.",
+    "logs": "Print what became of each image of a job, by whom and when.",
     "dev": "Keep a Redis and a worker running, for submit and status in other terminals.",
     "worker": "Start a worker on this node, for the Redis of VDSR_REDIS_URL.",
     "eval": "Print the paper's table for a folder of HR images.",
     "train": "Train a network on HR images, and publish it.",
     "models": "Publish weights, and decide which are in production.",
     "config": "Show the settings, and where each comes from.",
+    "completion": "Print a script for bash, zsh or fish that completes words.",
     "doctor": "Say what works here, and what to do about what does not.",
 }
 MODULES = {"list": "listing", "eval": "evaluate"}  # names that would hide a builtin

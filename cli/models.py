@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.completing import versions
 from cli.options import as_json
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(name="models")
+@click.group(name="models", epilog="Example: vdsr models list")
 def command() -> None:
     """Publish weights, decide which are in production, and look at checkpoints.
 
@@ -24,7 +25,7 @@ def command() -> None:
     """
 
 
-@command.command(name="list")
+@command.command(name="list", epilog="Example: vdsr models list")
 @as_json
 def list_(as_json: bool) -> int:
     """List the published versions, and which of them is in production."""
@@ -67,8 +68,8 @@ def list_(as_json: bool) -> int:
     return 0
 
 
-@command.command()
-@click.argument("name", required=False)
+@command.command(epilog="Example: vdsr models show production")
+@click.argument("name", required=False, shell_complete=versions)
 @as_json
 def show(name: str | None, as_json: bool) -> int:
     """Show the card of a version, an alias, or a file; without NAME, of the weights in use."""
@@ -97,7 +98,7 @@ def show(name: str | None, as_json: bool) -> int:
     return 0
 
 
-@command.command()
+@command.command(epilog="Example: vdsr models publish vdsr.safetensors --version 2026.12")
 @click.argument("path", type=FILE)
 @click.option("--version", "version_", help="Name of these weights  [default: the one in their header]")
 @click.option("--promote", "promoting", is_flag=True, help="Put them into production at once.")
@@ -120,8 +121,8 @@ def publish(path: Path, version_: str | None, promoting: bool) -> int:
     return 0
 
 
-@command.command()
-@click.argument("name")
+@command.command(epilog="Example: vdsr models promote 2026.12")
+@click.argument("name", shell_complete=versions)
 def promote(name: str) -> int:
     """Put a version into production, or "shipped": new jobs use it, running workers take it up within seconds."""
     from vdsr import checkpoint, smoke
@@ -143,7 +144,7 @@ def promote(name: str) -> int:
     return 0
 
 
-@command.command()
+@command.command(epilog="Example: vdsr models rollback")
 def rollback() -> int:
     """Put the version before back into production."""
     from worker.registry import Registry
@@ -154,8 +155,8 @@ def rollback() -> int:
     return 0
 
 
-@command.command()
-@click.argument("name", required=False)
+@command.command(epilog="Example: vdsr models verify")
+@click.argument("name", required=False, shell_complete=versions)
 @as_json
 def verify(name: str | None, as_json: bool) -> int:
     """Load a version, or all, and compare checksums and what they make of a known tile; exit code 3 if any is bad."""
@@ -187,7 +188,7 @@ def verify(name: str | None, as_json: bool) -> int:
     return 3 if any(found.values()) else 0
 
 
-@command.command(name="import")
+@command.command(name="import", epilog="Example: vdsr models import VDSR.pth -o vdsr.safetensors --version theirs")
 @click.argument("path", type=FILE)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True)
 @click.option("--version", "version_", required=True, help="Name of these weights, shown wherever they are used.")

@@ -7,7 +7,25 @@ from typing import Any, TypeVar
 
 import click
 
+from cli.completing import versions
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Choice(click.Choice[str]):
+    """As click's, with a suggestion for a misspelt word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word itself."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as exc:
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(value).lower(), list(self.choices), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.BadParameter(exc.message + hint, ctx, param) from exc
+
 
 events = click.option(
     "--events", is_flag=True, help="Print progress and the result as JSON lines, one a second at most."
@@ -30,7 +48,7 @@ _JOB: list[Callable[[F], F]] = [
     click.option(
         "--format",
         "format_",
-        type=click.Choice(["same", "jpeg", "png", "webp", "tiff", "bmp"]),
+        type=Choice(["same", "jpeg", "png", "webp", "tiff", "bmp"]),
         default="same",
         show_default=True,
         help="Format of the outputs; GIF becomes PNG.",
@@ -43,12 +61,24 @@ _JOB: list[Callable[[F], F]] = [
         show_default=True,
         help="EXIF and XMP: all, none, or only artist and copyright.",
     ),
+    click.option(
+        "--max-failures",
+        metavar="N|N%",
+        default="",
+        help="End the job as failed once more images than this have failed: 20, or 5% of all.",
+    ),
+    click.option(
+        "--name-template",
+        metavar="TEMPLATE",
+        default="",
+        help="Of the outputs' names, of {name}, {ext}, {scale} and {format}: '{name}-x{scale}.{format}'.",
+    ),
     click.option("--include", multiple=True, metavar="PATTERN", help="Only keys like '2019/*.png'; repeatable."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="No keys like this; repeatable."),
     click.option("--recursive/--no-recursive", default=True, show_default=True, help="Folders in folders too."),
     click.option(
         "--overwrite",
-        type=click.Choice(["stale", "never", "always"]),
+        type=Choice(["stale", "never", "always"]),
         default="stale",
         show_default=True,
         help="Outputs that are there: stale does those again whose source, settings or model have changed.",
@@ -60,6 +90,7 @@ _JOB: list[Callable[[F], F]] = [
     click.option(
         "--model",
         metavar="NAME",
+        shell_complete=versions,
         help="A version, 'shipped', or 'follow' (what is in production as each chunk begins)  [default: production]",
     ),
     click.option("--score/--no-score", default=True, show_default=True, help="Compute PSNR."),
@@ -72,6 +103,8 @@ def read_options(
     format_: str,
     quality: int | None,
     metadata: str,
+    max_failures: str,
+    name_template: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     recursive: bool,
@@ -88,6 +121,8 @@ def read_options(
         format=format_,
         quality=quality,
         metadata=metadata,
+        max_failures=max_failures,
+        name_template=name_template,
         overwrite=overwrite,
         recursive=recursive,
         include=include,

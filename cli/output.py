@@ -38,10 +38,14 @@ def print_json(value: Any) -> None:
     click.echo(text.encode(errors="backslashreplace").decode())
 
 
+def print_line(text: str) -> None:
+    """A line on stdout that may hold names which are not Unicode."""
+    click.echo(text.encode(errors="backslashreplace").decode())
+
+
 def print_event(name: str, facts: dict[str, Any]) -> None:
     """One line of JSON on stdout, at once."""
-    text = json.dumps({"event": name, **facts}, ensure_ascii=False)
-    click.echo(text.encode(errors="backslashreplace").decode())
+    print_line(json.dumps({"event": name, **facts}, ensure_ascii=False))
 
 
 def job_line(job: Job) -> str:

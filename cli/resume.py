@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from cli.completing import paths
+
 
 @click.command(name="resume", epilog="Example: vdsr resume s3://bucket/scans-x4   (after Redis was lost)")
-@click.argument("destination")
+@click.argument("destination", shell_complete=paths)
 @click.option("--job", help="Only this one; it may also have failed, or been cancelled.")
 @click.option("--wait", is_flag=True, help="Wait until the jobs have ended.")
 def command(destination: str, job: str | None, wait: bool) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from cli.completing import jobs
 
-@click.command(name="retry")
-@click.argument("job")
+
+@click.command(name="retry", epilog="Example: vdsr retry 20261123-041502-x7qd2 --wait")
+@click.argument("job", shell_complete=jobs)
 @click.option("--wait", is_flag=True, help="Wait until the job has ended again.")
 def command(job: str, wait: bool) -> int:
     """Do the failed images of a completed JOB again, under the same id."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from cli.completing import jobs_and_runs
 from cli.options import as_json
 
 
-@click.command(name="status")
-@click.argument("job")
+@click.command(name="status", epilog="Example: vdsr status 20261123-041502-x7qd2 --watch")
+@click.argument("job", shell_complete=jobs_and_runs)
 @click.option("--watch", is_flag=True, help="Keep looking until the job has ended.")
 @click.option("--failed", is_flag=True, help="List the images that failed, with code and message.")
 @as_json

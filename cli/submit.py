@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from cli.completing import paths
 from cli.options import as_json, dry_run, events, job_options, read_options
 
 
 @click.command(name="submit", epilog="Example: vdsr submit s3://bucket/scans s3://bucket/scans-x4 --scale 4")
-@click.argument("source")
-@click.argument("destination", required=False)
+@click.argument("source", shell_complete=paths)
+@click.argument("destination", required=False, shell_complete=paths)
 @job_options
 @click.option(
     "--wait", is_flag=True, help="Wait until the job has ended; the exit code is then its outcome. --events waits too."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.completing import runs
 from cli.options import as_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(
     name="train",
-    epilog="Several GPUs: torchrun --nproc-per-node 4 --no-python -- vdsr train --local --run FOLDER --data photos",
+    epilog="Example: torchrun --nproc-per-node 4 --no-python -- vdsr train --local --run FOLDER --data photos",
 )
 @click.option("--data", multiple=True, metavar="URI", help="Folder or s3:// prefix of HR images; repeatable.")
 @click.option("--recipe", default="best", show_default=True, help="best, paper, or a TOML file.")
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile: faster, needs a C++ compiler.")
 @click.option("--local", is_flag=True, help="Train here, in the foreground, without a queue.")
 @click.option("--detach", is_flag=True, help="Do not follow the run; print its id.")
-@click.option("--attach", metavar="RUN", help="Follow a run that was started before.")
+@click.option("--attach", metavar="RUN", shell_complete=runs, help="Follow a run that was started before.")
 @as_json
 def command(
     data: tuple[str, ...],

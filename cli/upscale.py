@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.completing import paths
 from cli.options import as_json, dry_run, events, job_options, read_options
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ TABLE = 30
 
 
 @click.command(name="upscale", epilog="Example: vdsr upscale photos --scale 2   (into photos-x2)")
-@click.argument("source")
-@click.argument("destination", required=False)
+@click.argument("source", shell_complete=paths)
+@click.argument("destination", required=False, shell_complete=paths)
 @job_options
 @dry_run
 @as_json

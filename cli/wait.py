@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.completing import jobs_and_runs
 from cli.options import as_json, events
 
 if TYPE_CHECKING:
     from worker.client import Client
 
 
-@click.command(name="wait")
-@click.argument("job")
+@click.command(name="wait", epilog="Example: vdsr wait 20261123-041502-x7qd2 --timeout 3600")
+@click.argument("job", shell_complete=jobs_and_runs)
 @click.option("--timeout", "timeout_s", type=float, help="Seconds to wait at most; exit code 124 after that.")
 @as_json
 @events

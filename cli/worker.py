@@ -6,18 +6,21 @@ import os
 
 import click
 
+from cli.options import Choice
+
 
 @click.command(
     name="worker",
     context_settings={"ignore_unknown_options": True},
-    epilog="The same by hand: REMAP_SIGTERM=SIGQUIT celery -A worker worker -Q upscale   (or -Q train)",
+    epilog="Example: VDSR_DEVICE=cuda:1 vdsr worker --name gpu1@%h   (the same by hand: REMAP_SIGTERM=SIGQUIT "
+    "celery -A worker worker -Q upscale)",
 )
 @click.option(
     "-c", "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; one a GPU."
 )
 @click.option(
     "--queue",
-    type=click.Choice(["upscale", "train"]),
+    type=Choice(["upscale", "train"]),
     default="upscale",
     show_default=True,
     help="What this worker does; a training takes a device for hours.",

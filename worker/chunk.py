@@ -10,14 +10,14 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 
 from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
 from worker import stopping
 from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError, WorkerStopping
-from worker.jobs import Image, Outcome, State
+from worker.jobs import Image, Job, Outcome, State, too_many_failed
 from worker.ledger import Grant, Ledger
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
@@ -41,7 +41,12 @@ class ChunkStuck(VdsrError):
 AWAY_S = 120
 """How long Redis may be away until the images that were in hand are held for suspects."""
 
-HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, UsageError)
+
+class TooManyFailures(VdsrError):
+    """More images failed than the job allows."""
+
+
+HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, TooManyFailures, UsageError)
 """Errors outside any image that trying again would not mend: they end the job."""
 
 log = logging.getLogger(__name__)
@@ -132,14 +137,31 @@ def _work(
             f"chunk {lease.chunk} was begun {grant.fruitless} times without a result; the workers' logs tell why"
         )
     try:
-        for ended in _outcomes(runtime, lease, grant, images):
-            now = round(time.time(), 2)
-            found = [(index, dataclasses.replace(row, worker=worker, finished=now)) for index, row in ended]
-            rows.update(found)
-            with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
-                lease.record(found)
+        with closing(_outcomes(runtime, lease, grant, images)) as outcomes:
+            for ended in outcomes:
+                now = round(time.time(), 2)
+                found = [(index, dataclasses.replace(row, worker=worker, finished=now)) for index, row in ended]
+                rows.update(found)
+                with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
+                    lease.record(found)
+                if grant.job.options.max_failures and any(row.outcome == "failed" for _, row in found):
+                    _check_failures(runtime.ledger, grant.job)
     except JobStopped:
         log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
+
+
+def _check_failures(ledger: Ledger, job: Job) -> None:
+    """
+    Raises:
+        TooManyFailures: of the whole job, by all workers.
+    """
+    record = ledger.record(job.id)
+    failed, listed = int(record.counters.get("failed", 0)), int(record.counters.get("images", 0))
+    if too_many_failed(job.options, failed, listed, complete=record.listed):
+        raise TooManyFailures(
+            f"{failed:,} of {listed:,} images have failed, over --max-failures {job.options.max_failures}; "
+            f"'vdsr status {job.id} --failed' lists them, and the same command does the rest once they are mended"
+        )
 
 
 def _written_down(parts: Parts | None, chunk: int, rows: dict[int, Outcome]) -> list[Outcome]:
@@ -235,7 +257,7 @@ class Lease:
 
 def _outcomes(
     runtime: Runtime, lease: Lease, grant: Grant, images: Sequence[Image]
-) -> Iterator[list[tuple[int, Outcome]]]:
+) -> Generator[list[tuple[int, Outcome]]]:
     """Outcomes of the images that have none yet."""
     hopeless: list[tuple[int, Outcome]] = []
     todo: list[tuple[int, Image]] = []

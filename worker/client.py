@@ -15,7 +15,7 @@ from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Options, Outcome, State, new_job_id
 from worker.ledger import FINISH, Ledger, Record
 from worker.models import choose
-from worker.names import output_key
+from worker.names import check_template, output_key
 from worker.parts import Parts, failed_rows, job_ids
 from worker.plan import FOLDER_UNREADABLE, Listing
 from worker.recovery import again, unfinished
@@ -206,6 +206,8 @@ def draft(
         UsageError: source and destination cannot be used together, or inputs want the same output.
         NothingMatched: there is no image.
     """
+    if options.name_template:
+        check_template(options.name_template)
     place = resolve(source, settings)
     try:
         return _draft(place, destination, options, settings, model)
@@ -304,14 +306,16 @@ def _single_target(
     """The destination's folder, the output's key for one file, and options that fit its suffix."""
     if not place.looks_like_image:
         raise NothingMatched(f"{place.uri} does not end as an image does ({' '.join(IMAGE_SUFFIXES)})")
-    name = output_key(place.name, options.format)
-    if destination is None:
+    name = output_key(place.name, options)
+    if destination is None and not options.name_template:
         stem, _, suffix = name.rpartition(".")
         return place.parent, f"{stem}-x{options.scale:g}.{suffix}", options
-    target = resolve(destination, settings, beside=place)
-    folder = target.scheme == "file" and Path(target.path).is_dir()
+    target = place.parent if destination is None else resolve(destination, settings, beside=place)
+    folder = destination is None or (target.scheme == "file" and Path(target.path).is_dir())
     if folder or not target.looks_like_image:
         chosen = (target, name, options)
+    elif options.name_template:
+        raise UsageError(f"--name-template names the output, and so does {target.uri}; give one of them")
     else:
         chosen = (target.parent, target.name, _fitting(options, place, target))
     if chosen[0].uri == place.parent.uri and chosen[1] == place.name:

@@ -73,6 +73,10 @@ class Options:
     """For a single file: the key of its true picture."""
     score: bool = True
     """Whether to compute PSNR at all."""
+    max_failures: str = ""
+    """How many images may fail before the job does: "20", or "5%" of all; empty: any number."""
+    name_template: str = ""
+    """Of the outputs' file names (worker.names); empty: the inputs' names."""
     self_ensemble: bool = False
     """Whether the network sees each picture in all eight orientations: better by up to 0.1 dB, eight times the work."""
 
@@ -83,12 +87,41 @@ class Options:
             raise UsageError(f"overwrite is {self.overwrite!r}; it must be one of {', '.join(OVERWRITE)}")
         if self.metadata not in METADATA:
             raise UsageError(f"metadata is {self.metadata!r}; it must be one of {', '.join(METADATA)}")
+        if self.max_failures and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
+            raise UsageError(f"max-failures is {self.max_failures!r}; give a number of images, or a share such as 5%")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
 
 
-SHAPELESS = {"overwrite", "recursive", "include", "exclude", "reference", "reference_key", "score"}
+ENOUGH = 1000
+"""Images that must be listed before a share of them means something, if there are so many."""
+SHAPELESS = {
+    "max_failures",
+    "name_template",
+    "overwrite",
+    "recursive",
+    "include",
+    "exclude",
+    "reference",
+    "reference_key",
+    "score",
+}
 """Options that say which images are done and what is told of them, and not how they look."""
+
+
+def too_many_failed(options: Options, failed: int, listed: int, *, complete: bool) -> bool:
+    """Whether more images have failed than the user allows.
+
+    Args:
+        listed: images that are known.
+        complete: whether those are all.
+    """
+    if not options.max_failures:
+        return False
+    if not options.max_failures.endswith("%"):
+        return failed > int(options.max_failures)
+    share = float(options.max_failures.removesuffix("%")) / 100
+    return (complete or listed >= ENOUGH) and failed > share * listed
 
 
 @dataclass(frozen=True)

@@ -98,3 +98,15 @@ def test_a_listing_larger_than_the_sample_is_estimated_by_format(tmp_path: Path)
 
     assert (found.total, found.todo, found.sampled) == (60, 60, 24)
     assert found.input_pixels == pytest.approx(60 * 1200, rel=0.15)  # files of one size in pixels differ in bytes
+
+
+def test_one_file_is_named_by_the_template_and_never_replaces_itself(state: dict[str, str], tmp_path: Path) -> None:
+    photo = make_photos(tmp_path, 1) / "0000.jpg"
+
+    named = vdsr(state, "upscale", photo, "-n", "--json", "--name-template", "{name}@{scale}.{format}")
+    same = vdsr(state, "upscale", photo, "-n", "--name-template", "{name}.{format}")
+    twice = vdsr(state, "upscale", photo, "out.jpg", "-n", "--name-template", "{name}@{scale}.{format}")
+
+    assert json.loads(named.stdout)["destination"] == str(tmp_path / "0000@2.jpg")
+    assert (same.returncode, "source and destination are both" in same.stderr) == (2, True)
+    assert (twice.returncode, "give one of them" in twice.stderr) == (2, True)

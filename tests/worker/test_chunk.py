@@ -16,7 +16,8 @@ from helpers import make_photos
 from vdsr import checkpoint
 from worker.app import Queue
 from worker.embedded import LocalRedis, LocalWorker, worker_environment
-from worker.jobs import Job, Model, Options, State, new_job_id
+from worker.errors import UsageError
+from worker.jobs import Job, Model, Options, State, new_job_id, too_many_failed
 from worker.ledger import Ledger
 from worker.parts import Parts
 from worker.plan import plan_job
@@ -61,11 +62,16 @@ def settings() -> Iterator[Settings]:
         yield load_settings({"VDSR_REDIS_URL": redis.url, "VDSR_LEASE_S": "3", "VDSR_STATE_DIR": folder})
 
 
-def planned(settings: Settings, photos: Path) -> tuple[Ledger, Job]:
+def planned(settings: Settings, photos: Path, **options: str) -> tuple[Ledger, Job]:
     """A job of one chunk, planned and not begun."""
     model = checkpoint.identify()
     job = Job(
-        new_job_id(), str(photos), f"{photos}-x2", Options(score=False), Model(model.version, model.sha256), created=1.0
+        new_job_id(),
+        str(photos),
+        f"{photos}-x2",
+        Options(score=False, **options),
+        Model(model.version, model.sha256),
+        created=1.0,
     )
     ledger = Ledger(settings.redis_url)
     Parts(job, settings).write_job()
@@ -112,6 +118,43 @@ def test_a_fault_of_ours_is_told_and_costs_only_its_image(settings: Settings, tm
     assert [(row.key, row.code) for row in failed] == [("0001.png", "crashed")]
     assert "RuntimeError('a fault of ours')" in failed[0].message
     assert ledger.record(job.id).counters["done"] == 4
+
+
+@pytest.mark.parametrize(("limit", "ending"), [("1", State.FAILED), ("20%", State.FAILED), ("25%", State.RUNNING)])
+def test_a_job_fails_once_more_images_fail_than_it_allows_and_keeps_what_is_done(
+    settings: Settings, tmp_path: Path, limit: str, ending: State
+) -> None:
+    photos = make_photos(tmp_path / "p", 8)
+    for name in ("0002.png", "0004.png"):  # the second and third of the listing
+        (photos / name).write_bytes(b"")
+    ledger, job = planned(settings, photos, max_failures=limit)
+
+    assert work(settings, job).stdout == ""
+
+    record, rows = ledger.record(job.id), Parts(job, settings).results(0)
+    assert record.state is ending
+    assert record.counters["failed"] == [row.outcome for row in rows].count("failed") == 2
+    assert record.counters["done"] == len(rows) - 2 >= 1
+    if ending is State.FAILED:
+        assert f"2 of 8 images have failed, over --max-failures {limit}" in record.error
+    else:
+        assert (record.error, len(rows)) == (None, 8)
+
+
+def test_a_share_of_failures_waits_until_enough_images_are_listed() -> None:
+    options = Options(max_failures="5%")
+
+    assert not too_many_failed(options, 10, 100, complete=False)
+    assert too_many_failed(options, 10, 100, complete=True)
+    assert too_many_failed(options, 51, 1000, complete=False)
+    assert not too_many_failed(options, 50, 1000, complete=True)
+    assert not too_many_failed(Options(), 10**6, 10**6, complete=True)
+
+
+@pytest.mark.parametrize("text", ["-1", "5 %", "many", "%", "1.5"])
+def test_a_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="give a number of images, or a share such as 5%"):
+        Options(max_failures=text)
 
 
 def test_results_that_a_dead_worker_wrote_are_taken_over_and_counted(settings: Settings, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from helpers import make_photos
 
 from worker.errors import UsageError
 from worker.jobs import Job, Model, Options
-from worker.names import Namer, is_image, output_key
+from worker.names import Namer, check_template, is_image, output_key
 from worker.plan import Listing
 from worker.settings import load_settings
 from worker.uris import Place, resolve
@@ -75,7 +75,55 @@ def test_an_empty_folder_is_one_empty_last_part(tmp_path: Path) -> None:
     ],
 )
 def test_outputs_keep_their_name_unless_the_format_changes(key: str, requested: str, output: str) -> None:
-    assert output_key(key, requested) == output
+    assert output_key(key, Options(format=requested)) == output
+
+
+@pytest.mark.parametrize(
+    ("key", "template", "output"),
+    [
+        ("a/b.jpg", "{name}-x{scale}.{format}", "a/b-x1.5.png"),
+        ("b.JPEG", "{name}.{ext}.{format}", "b.JPEG.png"),
+        ("b.PNG", "big_{name}.{format}", "big_b.PNG"),
+        ("{0}.tif", "{name}{{}}.{format}", "{0}{}.png"),
+    ],
+)
+def test_a_template_names_outputs_in_their_folder(key: str, template: str, output: str) -> None:
+    check_template(template)
+
+    assert output_key(key, Options(format="png", scale=1.5, name_template=template)) == output
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{nmae}.{format}", "did you mean {name}?"),
+        ("{name}", "must end in .{format}"),
+        ("all.{format}", "must have {name} once"),
+        ("{ext}-{name}.{format}", "before {ext} and {format}"),
+        ("{name}/{name}.{format}", "must have {name} once"),
+        ("../{name}.{format}", "plain file name"),
+        (".{name}.{format}", "not hidden"),
+        ("{name:>99}.{format}", "has a ':' or '!'"),
+        ("{name.__class__}.{format}", "there are {name}, {ext}, {scale}, {format}"),
+        ("{name", "does not parse"),
+    ],
+)
+def test_a_template_that_could_do_harm_is_refused(template: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_template(template)
+
+    assert said in str(caught.value)
+
+
+def test_a_template_with_the_old_suffix_keeps_two_inputs_apart_and_without_it_they_are_found() -> None:
+    apart = Namer(Options(format="png", name_template="{name}.{ext}.{format}"))
+    together = Namer(Options(format="png", name_template="{name}-x{scale}.{format}"))
+    keys = ["a.jpeg", "a.jpg", "a.png", "a.png.png"]
+
+    outputs = [apart.name(key) for key in keys]
+    assert [problem for _, problem in outputs] == [None] * 4
+    assert len({output for output, _ in outputs}) == 4
+    assert [key for key in keys if together.name(key)[1]] == ["a.jpg", "a.png"]
 
 
 def test_two_inputs_for_one_output_are_found_whatever_lies_between_them() -> None:
