@@ -48,15 +48,15 @@ _JOB: list[Callable[[F], F]] = [
     click.option(
         "--format",
         "format_",
-        type=Choice(["same", "jpeg", "png", "webp", "tiff", "bmp"]),
+        type=Choice(["same", "jpeg", "png", "webp", "tiff", "bmp", "avif"]),
         default="same",
         show_default=True,
         help="Format of the outputs; GIF becomes PNG.",
     ),
-    click.option("--quality", type=int, help="1 to 100 for JPEG and WebP  [default: 95 and 90]"),
+    click.option("--quality", type=int, help="1 to 100 for JPEG, WebP and AVIF  [default: 95, 90 and 80]"),
     click.option(
         "--metadata",
-        type=click.Choice(["keep", "strip", "copyright"]),
+        type=Choice(["keep", "strip", "copyright"]),
         default="keep",
         show_default=True,
         help="EXIF and XMP: all, none, or only artist and copyright.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,16 @@ def deep_pixels(image: Image.Image, again: Callable[[], Image.Image]) -> NDArray
         again: opens the same file once more.
     """
     premultiplied = any("a;" in _raw_mode(tile) for tile in _tiles(image))
-    high = _loaded(image, _straight)
-    pixels = high.astype(np.uint16)
-    del high
-    pixels <<= 8
-    pixels |= _loaded(again(), lambda mode: _straight(mode)[:-1] + OTHER_ORDER[mode[-1]])
+    _load(image, _straight)
+    pixels = np.empty((image.height, image.width, len(image.getbands())), np.uint16)
+    for rows, high in _bands(image):
+        np.left_shift(high, 8, out=pixels[rows], dtype=np.uint16)
+    other = again()
+    _load(other, lambda mode: _straight(mode)[:-1] + OTHER_ORDER[mode[-1]])
+    if other.size != image.size:
+        raise ValueError("its size changes while it is read")
+    for rows, low in _bands(other):
+        pixels[rows] |= low
     if premultiplied:
         _divide(pixels)
     return pixels
@@ -62,7 +67,7 @@ def gray_alpha_pixels(image: Image.Image) -> NDArray[np.uint16]:
     return np.ascontiguousarray(image).view(">u2").astype(np.uint16)
 
 
-def with_transparent(pixels: NDArray[np.uint16], value: int | tuple[int, ...]) -> NDArray[np.uint16]:
+def with_transparent(pixels: NDArray[Any], value: int | tuple[int, ...]) -> NDArray[np.uint16]:
     """The same gray or RGB with alpha, which is zero where pixels have the one value that is declared transparent."""
     samples = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, channels = samples.shape
@@ -87,15 +92,21 @@ def _straight(mode: str) -> str:
     return mode.replace("RGBa", "RGBA")
 
 
-def _loaded(image: Image.Image, changed: Callable[[str], str]) -> NDArray[np.uint8]:
-    """Pixels, read by other raw modes than the file's own."""
+def _load(image: Image.Image, changed: Callable[[str], str]) -> None:
+    """Decode an opened file by other raw modes than its own."""
     tiles = []
     for tile in _tiles(image):
         mode = changed(_raw_mode(tile))
         tiles.append(tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])))
     image.tile = tiles  # type: ignore[attr-defined]  # of an opened file
     image.load()
-    return np.asarray(image)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """Rows of a loaded picture and where they lie, some at a time: Pillow makes two copies on the way."""
+    for start in range(0, image.height, BAND):
+        rows = slice(start, min(start + BAND, image.height))
+        yield rows, np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
 
 
 def _divide(pixels: NDArray[np.uint16]) -> None:

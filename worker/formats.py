@@ -5,7 +5,7 @@ Nothing heavy is imported here: the command line lists and names files without P
 
 from __future__ import annotations
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 """What is read. All but GIF are written too."""
 
 IMAGE_SUFFIXES = {
@@ -20,13 +20,14 @@ IMAGE_SUFFIXES = {
     ".bmp": "BMP",
     ".dib": "BMP",
     ".gif": "GIF",
+    ".avif": "AVIF",
 }
 """Suffix, in lower case -> the format it promises. A listing goes by it; decoding goes by the bytes."""
 
-SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif"}
+SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif", "AVIF": ".avif"}
 """Format -> the suffix of a file that we name ourselves."""
 
-REQUESTS = ("same", "jpeg", "png", "webp", "tiff", "bmp")
+REQUESTS = ("same", "jpeg", "png", "webp", "tiff", "bmp", "avif")
 """What `--format` may say."""
 
 

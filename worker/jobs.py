@@ -56,7 +56,7 @@ class Options:
     format: str = "same"
     """same, or one of worker.formats.FORMATS in lower case."""
     quality: int | None = None
-    """1 to 100 for JPEG and WebP; None takes 95 and 90."""
+    """1 to 100 for JPEG, WebP and AVIF; None takes 95, 90 and 80."""
     metadata: str = "keep"
     """What becomes of EXIF and XMP: "keep", "strip", or "copyright", which keeps who made it and whose it is."""
     overwrite: str = "stale"

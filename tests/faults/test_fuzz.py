@@ -43,7 +43,7 @@ def test_ten_thousand_damaged_files_give_pictures_or_image_errors() -> None:
 
     assert report.findings == []
     assert {name for name, outcome in report.outcomes if outcome == "picture"} == {
-        *("bmp", "gif", "jpg", "png", "tif", "webp")
+        *("avif", "bmp", "gif", "jpg", "png", "tif", "webp")
     }
 
 
