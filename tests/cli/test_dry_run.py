@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import servers
 from helpers import make_photos, pipeline, run_line, vdsr
 from PIL import Image
 
@@ -16,6 +17,7 @@ from worker.forecast import forecast
 from worker.jobs import Options
 from worker.parts import Parts
 from worker.settings import load_settings
+from worker.uris import open_storage
 
 SETTINGS = load_settings({"VDSR_REDIS_URL": "redis://localhost:1/0"})
 
@@ -110,3 +112,20 @@ def test_one_file_is_named_by_the_template_and_never_replaces_itself(state: dict
     assert json.loads(named.stdout)["destination"] == str(tmp_path / "0000@2.jpg")
     assert (same.returncode, "source and destination are both" in same.stderr) == (2, True)
     assert (twice.returncode, "give one of them" in twice.stderr) == (2, True)
+
+
+@pytest.mark.s3
+def test_a_dry_run_asks_s3_for_marks(s3_server: servers.S3Server, bucket: str, tmp_path: Path) -> None:
+    settings = load_settings({"VDSR_S3_ENDPOINT_URL": s3_server.endpoint_url})
+    source = open_storage(f"s3://{bucket}/in", settings)
+    for path in make_photos(tmp_path, 4).rglob("*.*"):
+        source.write(path.name, path.read_bytes())
+    job = draft(f"s3://{bucket}/in", f"s3://{bucket}/out", Options(), settings)
+    entry = next(source.entries())
+    mark = f"{job.made_of(entry.key, entry.version, job.model.sha256)} another-job"
+    open_storage(job.destination, settings).write(entry.key, b"made before", mark=mark)
+
+    found = forecast(job, settings, None)
+
+    assert (found.total, found.todo, found.skipped, found.sampled) == (4, 3, 1, 3)
+    assert found.input_pixels == pytest.approx(3 * 24 * 16)
