@@ -23,7 +23,7 @@ from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- from the code: (\w+) -->")
-WIDTH = 100  # of the help texts, as on a terminal
+WIDTH = 88  # of the help texts, as wide as a page
 
 
 def fill(page: str) -> str:
