@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vdsr.errors import ImageUnsupported
+from vdsr.errors import ImageUnreadable, ImageUnsupported
 
 BRANDS = (b"avif", b"avis")
 """Of stills and of sequences."""
@@ -40,6 +40,22 @@ def largest_size(data: bytes) -> tuple[int, int]:
         if kind == b"ispe"
     ]
     return max(found, key=lambda size: size[0] * size[1], default=(0, 0))
+
+
+def check_frames(data: bytes) -> None:
+    """Refuse coded pictures that are larger than any that the container declares: libavif would decode and shrink it.
+
+    Raises:
+        ImageUnreadable: there is one.
+    """
+    width, height = largest_size(data)
+    for kind, body in _boxes(data):
+        for start in _item_starts(body) if kind == b"iloc" else ():
+            coded = _coded_size(data[start : start + 128])
+            if coded[0] * coded[1] > width * height:
+                raise ImageUnreadable(
+                    f"this AVIF says {width:,} x {height:,} and holds {coded[0]:,} x {coded[1]:,}; save it again"
+                )
 
 
 def check_colors(data: bytes) -> None:
@@ -86,6 +102,51 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             end = min(at + size, stop) if size >= 8 else stop
             if kind in CONTAINERS:
                 waiting.append((at + 8 + CONTAINERS[kind], end))
-            elif kind in (b"av1C", b"colr", b"ispe"):
+            elif kind in (b"av1C", b"colr", b"ispe", b"iloc"):
                 yield kind, data[at + 8 : end]
             at = end
+
+
+def _item_starts(iloc: bytes) -> Iterator[int]:
+    """Where the items begin in the file (ISO/IEC 14496-12, 8.11.3), as far as they lie in it as they are."""
+    version = iloc[0] if iloc else 0
+    wide = 4 if version == 2 else 2
+    sizes = int.from_bytes(iloc[4:6], "big")
+    offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    count, at = int.from_bytes(iloc[6 : 6 + wide], "big"), 6 + wide
+    for _ in range(min(count, MOST_BOXES)):
+        at += wide
+        method = int.from_bytes(iloc[at : at + 2], "big") & 15 if version else 0
+        at += 4 if version else 2
+        start = int.from_bytes(iloc[at : at + base], "big")
+        at += base
+        extents, at = int.from_bytes(iloc[at : at + 2], "big"), at + 2
+        first = at + (index if version else 0)
+        at += extents * ((index if version else 0) + offset + length)
+        if at > len(iloc):
+            return
+        if method == 0 and extents:
+            yield start + int.from_bytes(iloc[first : first + offset], "big")
+
+
+def _coded_size(item: bytes) -> tuple[int, int]:
+    """Width and height by the sequence header at the beginning of AV1 data (AV1 specification, 5.5); (0, 0) if none."""
+    at = 2 if item[:2] == b"\x12\0" else 0  # a temporal delimiter
+    if item[at : at + 1] != b"\x0a":
+        return 0, 0
+    bits = "".join(f"{byte:08b}" for byte in item[at + 2 :])
+    place = 10  # profile, still picture, reduced header, level
+    if bits[4:5] == "0":
+        if bits[5:6] == "1":  # with timing, which pictures have no use for
+            return 0, 0
+        delays, points = bits[6:7] == "1", int(bits[7:12] or "0", 2) + 1
+        place = 12
+        for _ in range(points):
+            place += 12
+            place += 6 if int(bits[place : place + 5] or "0", 2) > 7 else 5
+            if delays:
+                place += 5 if bits[place : place + 1] == "1" else 1
+    widths = [int(bits[place + n : place + n + 4] or "0", 2) + 1 for n in (0, 4)]
+    place += 8
+    numbers = (bits[place : place + widths[0]], bits[place + widths[0] : place + sum(widths)])
+    return int(numbers[0] or "0", 2) + 1, int(numbers[1] or "0", 2) + 1

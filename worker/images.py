@@ -38,7 +38,7 @@ from vdsr.errors import (
     ImageUnsupported,
 )
 from vdsr.pillow import SIXTEEN, from_array, to_array
-from worker.avif import check_colors, depth, ends_early, is_avif, largest_size
+from worker.avif import check_colors, check_frames, depth, ends_early, is_avif, largest_size
 from worker.cmyk import NOTE as INKS_NOTE
 from worker.cmyk import srgb_pixels, to_srgb
 from worker.deep import GRAY_ALPHA, deep_pixels, disguised, gray_alpha_pixels, is_deep, with_transparent
@@ -388,6 +388,7 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     elif image_format == "JPEG":
         own_exif = _checked_jpeg(data)
     elif image_format == "AVIF":
+        check_frames(data)
         check_colors(data)
     _check_size(*_allocated_size(data, image_format), max_pixels)
     # Ours is the limit, for the whole process: Pillow's would refuse what ours lets pass, and up to twice its value

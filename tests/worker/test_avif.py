@@ -110,6 +110,19 @@ def test_sizes_are_checked_before_anything_is_decoded() -> None:
         read(bytes(data), 10**9)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_pixels_that_are_larger_than_declared_are_refused_and_not_decoded(count: int) -> None:
+    """Or a file of some bytes would take hundreds of megabytes."""
+    file = io.BytesIO()
+    large = [Image.new("RGB", (400, 300), colour) for colour in ("red", "blue")][:count]
+    large[0].save(file, "AVIF", save_all=count > 1, append_images=large[1:])
+    data = bytearray(file.getvalue())
+    assert read(bytes(data), 120_000).pixels.shape == (300, 400, 3)
+    struct.pack_into(">LL", data, data.index(b"ispe") + 8, 16, 16)
+    with pytest.raises(ImageUnreadable, match="says 16 x 16 and holds 400 x 300"):
+        read(bytes(data))
+
+
 def test_16_bits_are_refused() -> None:
     with pytest.raises(ImageUnsupported, match="AVIF holds 8 bits"):
         check_output(np.zeros((2, 2, 3), np.uint16), (4, 4), "AVIF", max_pixels=100)
