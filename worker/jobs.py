@@ -19,7 +19,7 @@ from typing import Any
 from worker.errors import UsageError
 from worker.formats import METADATA
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
 
 

@@ -15,7 +15,7 @@ from vdsr import checkpoint
 from vdsr.data import split
 from vdsr.training.recipe import read_recipe
 from worker.errors import JobStopped, LeaseLost, NotFound, UsageError
-from worker.jobs import State
+from worker.jobs import SCHEMA, State
 from worker.registry import CANDIDATE, PRODUCTION, Registry
 from worker.training.dataset import read_dataset
 from worker.training.ledger import RunLedger, RunRecord
@@ -299,7 +299,7 @@ def test_a_record_of_a_newer_version_is_refused() -> None:
     assert Run.from_json(run.to_json()) == run
 
     with pytest.raises(UsageError, match="format 99"):
-        Run.from_json(run.to_json().replace('"schema": 2', '"schema": 99'))
+        Run.from_json(run.to_json().replace(f'"schema": {SCHEMA}', '"schema": 99'))
 
 
 def test_validation_images_are_spread_over_the_collection() -> None:
