@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from kombu.exceptions import OperationalError
 from worker.errors import BrokerUnreachable
 from worker.fleet import ORDINARY
 from worker.settings import Settings
-from worker.transport import register
+from worker.transport import MISREAD, register
 
 QUEUE = "upscale"
 TRAINING = "train"
@@ -75,13 +76,17 @@ def make_app(settings: Settings) -> Celery:
 
 
 def members(messages: Iterable[str]) -> dict[str, set[str]]:
-    """What messages in the queue name, by job id: chunk numbers (as text), "plan" and "finish"."""
+    """What messages in the queue name, by job id: chunk numbers (as text), "plan" and "finish".
+
+    What is no message of ours names nothing; the worker that takes it drops it.
+    """
     found: dict[str, set[str]] = {}
     for text in messages:
-        message = json.loads(text)
-        name = message["headers"]["task"]
-        job_id, *rest = json.loads(base64.b64decode(message["body"]))[0]
-        found.setdefault(job_id, set()).add(str(rest[0]) if name == UPSCALE else name.removeprefix("vdsr."))
+        with suppress(*MISREAD):
+            message = json.loads(text)
+            name = message["headers"]["task"]
+            job_id, *rest = json.loads(base64.b64decode(message["body"]))[0]
+            found.setdefault(job_id, set()).add(str(rest[0]) if name == UPSCALE else name.removeprefix("vdsr."))
     return found
 
 

@@ -13,10 +13,14 @@ from worker.ledger import FINISH
 from worker.plan import plan_job
 from worker.runtime import runtime
 
+MOST_CHUNKS = 1 << 32
+"""As many bits as a bitmap of Redis has."""
+
 
 @shared_task(name=app.PLAN)  # type: ignore[untyped-decorator]  # celery has no types
 def plan(job_id: str) -> None:
     """List more of a job's source, and queue the chunks."""
+    _check(job_id)
     here = runtime()
     try:
         plan_job(
@@ -34,12 +38,14 @@ def plan(job_id: str) -> None:
 @shared_task(name=app.UPSCALE, bind=True)  # type: ignore[untyped-decorator]  # as above
 def upscale(self: Task, job_id: str, chunk: int) -> None:
     """Do a chunk of a job."""
+    _check(job_id, chunk)
     do_chunk(runtime(), job_id, chunk, worker=self.request.hostname)
 
 
 @shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above
 def finish(job_id: str) -> None:
     """Write a job's last record and close it."""
+    _check(job_id)
     here = runtime()
     finish_job(here.ledger, job_id, here.settings)
 
@@ -50,3 +56,9 @@ def train(run_id: str) -> None:
     from worker.training.task import do_training
 
     do_training(runtime(), run_id)
+
+
+def _check(job_id: str, chunk: int = 0) -> None:
+    """Whoever may write to the queue may write anything; what is no id must not be taken for Redis' refusal."""
+    if not isinstance(job_id, str) or type(chunk) is not int or not 0 <= chunk < MOST_CHUNKS:
+        raise TypeError(f"{job_id!r:.100} and {chunk!r:.100} are no id of a job and number of a chunk")
