@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
 import pytest
 import servers
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell starts tests in the background
 
 
 @pytest.fixture(scope="session")
