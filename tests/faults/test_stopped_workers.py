@@ -24,6 +24,7 @@ def fleet() -> Iterator[Rig]:
         yield made
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_asked_to_stop_finishes_its_image_and_gives_the_rest_back_at_once(
     fleet: Rig, tmp_path: Path, tally: Tally
 ) -> None:
