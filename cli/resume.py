@@ -16,7 +16,7 @@ def command(destination: str, job: str | None, wait: bool) -> int:
 
     What they did is kept: their records lie at DESTINATION/.vdsr.
     """
-    from cli.output import say
+    from cli.output import job_line, say
     from cli.wait import wait_for
     from worker.client import Client
     from worker.settings import load_settings
@@ -26,6 +26,6 @@ def command(destination: str, job: str | None, wait: bool) -> int:
     client = Client.connect(settings)
     resumed = client.resume(resolve(destination, settings).uri, job)
     for job_id in resumed:
-        say(f"job {job_id} goes on")
+        say(f"job {job_id} goes on: {job_line(client.ledger.record(job_id).job)}")
         click.echo(job_id)
     return max([wait_for(client, job_id, timeout_s=None) for job_id in resumed]) if wait else 0

@@ -27,6 +27,7 @@ Times are Redis' own: workers' clocks may differ.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +91,10 @@ if redis.call('HGET', KEYS[3], ARGV[2]) == ARGV[1] then redis.call('HDEL', KEYS[
 """
 
 # A job as its record at the destination tells it, unless it is known and open. KEYS: as _CREATE, lease, done.
-# ARGV: as _CREATE, then planned, cursor, listed, counters, numbers of done chunks, of other chunks.
+# ARGV: as _CREATE, then planned, cursor, listed, counters, numbers of done chunks, of others, a token of this call.
 # -> as _CREATE; the writer may be the job itself.
 _RESTORE = """
+if redis.call('HGET', KEYS[1], 'restored') == ARGV[12] then return {} end -- its reply was lost
 local writer = other_writer(KEYS[3], ARGV[4], ARGV[3])
 if redis.call('EXISTS', KEYS[1]) == 1 then
   if redis.call('EXISTS', KEYS[2]) == 1 or not ended(redis.call('HGET', KEYS[1], 'state')) then writer = ARGV[3] end
@@ -102,7 +104,7 @@ redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5])
 local done, left = cjson.decode(ARGV[10]), cjson.decode(ARGV[11])
 redis.call('HSET', KEYS[1], 'spec', ARGV[1], 'state', 'running', 'planned', ARGV[6], 'cursor', ARGV[7],
            'listed', ARGV[8], 'chunks_done', #done, 'created', cjson.decode(ARGV[1]).created,
-           'place', ARGV[4], 'work', ARGV[5])
+           'place', ARGV[4], 'work', ARGV[5], 'restored', ARGV[12])
 add(KEYS[1], ARGV[9])
 redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
 for _, chunk in ipairs(done) do redis.call('SETBIT', KEYS[5], chunk, 1) end
@@ -420,7 +422,7 @@ class Ledger:
             DestinationTaken: as for `create`; or the job is open.
         """
         figures = (rest.planned, rest.cursor, int(rest.listed), json.dumps(rest.counters))
-        chunks = (json.dumps(rest.done), json.dumps(rest.left))
+        chunks = (json.dumps(rest.done), json.dumps(rest.left), secrets.token_hex(8))
         self._enter(job, _RESTORE, ("open", "lease", "done"), (*figures, *chunks))
 
     def forget(self, job: Job) -> None:

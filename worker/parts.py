@@ -21,6 +21,9 @@ from worker.settings import Settings
 from worker.storage import Storage
 from worker.uris import open_storage
 
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
+"""What comes of reading a record that is none of ours."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -54,13 +57,14 @@ class Parts:
         try:
             text = open_storage(place, settings).read("job.json").decode()
             job, ended = Job.from_json(text), json.loads(text).get("ended")
+            state = State(ended["state"]) if ended else None
         except ObjectNotFound as exc:
             raise NotFound(f"there is no {place}/job.json; see {destination}/.vdsr for the jobs of that place") from exc
-        except (ValueError, KeyError, TypeError) as exc:
+        except DAMAGED as exc:
             raise NotFound(f"{place}/job.json cannot be read: {exc}") from exc
         if record_uri(job) != place:
             raise UsageError(f"{place} was written for {record_uri(job)}; put it back there, or submit a new job")
-        return cls(job, settings), State(ended["state"]) if ended else None
+        return cls(job, settings), state
 
     def add_manifest(self, chunk: int, part: Part) -> Part:
         """Write a part if there is none; the part that lies there now."""
@@ -85,8 +89,19 @@ class Parts:
         return self.results(chunk)
 
     def results(self, chunk: int) -> list[Outcome]:
-        """The outcomes of a chunk."""
-        return [Outcome.from_json(line) for line in self.storage.read(_name("results", chunk)).decode().splitlines()]
+        """The outcomes of a chunk.
+
+        Raises:
+            UsageError: the part is damaged.
+        """
+        data = self.storage.read(_name("results", chunk))
+        try:
+            return [Outcome.from_json(line) for line in data.decode().splitlines()]
+        except DAMAGED as exc:
+            raise UsageError(
+                f"part {chunk} of the results of job {self.job.id} is damaged ({exc}); remove "
+                f"{record_uri(self.job)}/{_name('results', chunk)}, and 'vdsr resume' does its images again"
+            ) from exc
 
     def chunks(self, kind: str) -> list[int]:
         """The numbers of the parts of a kind, "manifest" or "results", in order."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from worker.errors import UsageError
-from worker.jobs import Image, Outcome
+from worker.jobs import Image
 from worker.ledger import Unfinished, count
 from worker.parts import Part, Parts
 
@@ -54,7 +53,7 @@ def unfinished(parts: Parts) -> Unfinished:
     missing: dict[str, Image] = {}
     cursor, listed = "", False
     with ThreadPoolExecutor(READERS) as readers:
-        results = dict(zip(done, readers.map(lambda chunk: _results(parts, chunk), done), strict=True))
+        results = dict(zip(done, readers.map(parts.results, done), strict=True))
         for chunk, part in zip(chunks, readers.map(parts.manifest, chunks), strict=True):
             cursor, listed = part.cursor, part.last
             fresh = [image for image in part.images if image.again is None]
@@ -72,13 +71,3 @@ def unfinished(parts: Parts) -> Unfinished:
     planned = again(parts, len(chunks), missing.values(), cursor=cursor, listed=listed)
     left = tuple(chunk for chunk in range(planned) if chunk not in results)
     return Unfinished(planned, cursor, listed, done=tuple(done), left=left, counters=dict(counters))
-
-
-def _results(parts: Parts, chunk: int) -> list[Outcome]:
-    try:
-        return parts.results(chunk)
-    except (ValueError, KeyError, TypeError) as exc:
-        raise UsageError(
-            f"part {chunk} of the results of job {parts.job.id} is damaged ({exc}); remove that file from "
-            f"{parts.job.destination}/.vdsr/{parts.job.id}/results, and its images are done again"
-        ) from exc

@@ -11,7 +11,7 @@ import pytest
 
 from worker.errors import DestinationTaken, JobStopped, LeaseLost, NotFound
 from worker.jobs import Job, Model, Options, Outcome, State, new_job_id
-from worker.ledger import Ledger, Record
+from worker.ledger import Ledger, Record, Unfinished
 
 pytestmark = pytest.mark.redis
 
@@ -434,6 +434,25 @@ def test_a_place_is_free_once_its_job_is_forgotten(ledger: Ledger, job: Job, qui
 
     other = elsewhere(job, "", scale=3)
     assert ledger.create(other) == other.id
+
+
+def test_a_job_that_is_restored_twice_for_a_lost_reply_is_restored(
+    ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(ledger, job)
+    rest = Unfinished(2, "c", listed=True, done=(0,), left=(1,), counters={"images": 4, "done": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.ledger.secrets.token_hex", lambda size: "same")  # of one call that is repeated
+        ledger.restore(job, rest)
+        ledger.restore(job, rest)
+
+    record = ledger.record(job.id)
+    assert (record.state, record.planned, record.chunks_done) == (State.RUNNING, 2, 1)
+    assert record.counters == {"images": 4, "done": 2}
+    assert ledger.lease(job.id, 0, "me", 30) is None
+    assert ledger.lease(job.id, 1, "me", 30)
+    with pytest.raises(DestinationTaken, match=job.id):
+        ledger.restore(job, rest)
 
 
 def test_a_job_that_could_not_be_begun_leaves_nothing(ledger: Ledger, job: Job) -> None:

@@ -132,9 +132,16 @@ def test_a_record_that_was_moved_or_damaged_is_not_guessed_at(service: Service, 
     service.client.resume(str(target), job_id)
     assert service.wait(job_id)["images"] == WHOLE
     wait_until(lambda: not service.client.ledger.is_open(job_id))
-    (record / "job.json").write_text("{")
-    with pytest.raises(NotFound, match=r"job\.json cannot be read"):
-        service.client.resume(str(target), job_id)
+    for nonsense in (
+        "{",
+        "5",
+        "[]",
+        json.dumps({**spec, "ended": {"state": "lost"}}),
+        json.dumps({**spec, "ended": 5}),
+    ):
+        (record / "job.json").write_text(nonsense)
+        with pytest.raises(NotFound, match=r"job\.json cannot be read"):
+            service.client.resume(str(target), job_id)
 
 
 def test_a_wiped_redis_in_mid_retry_loses_nothing(service: Service, source: Path) -> None:
