@@ -26,13 +26,20 @@ from cli.completing import jobs_and_paths
 def command(job: str, output: Path, chosen: str | None, pictures: bool) -> int:
     """Write a report of JOB: an id, or the destination of one, which needs no Redis."""
     from cli.output import say
+    from vdsr.errors import VdsrError
+    from worker.errors import UsageError
     from worker.places import find_parts
     from worker.report.files import write_report
     from worker.settings import load_settings
 
     settings = load_settings()
     parts, state = find_parts(job, chosen, settings)
-    write_report(parts, state, output, settings, pictures=pictures)
+    try:
+        write_report(parts, state, output, settings, pictures=pictures)
+    except OSError as exc:
+        if isinstance(exc, VdsrError):  # of the record, and told as it is
+            raise
+        raise UsageError(f"cannot write {exc.filename or output}: {exc.strerror}; give another place by -o") from exc
     say(f"job {parts.job.id}: report.json, results.csv and failed.csv lie beside")
     click.echo(output)
     return 0

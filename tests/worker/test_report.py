@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Service, make_photos
+from helpers import Service, make_photos, vdsr
 from PIL import Image
 
 from vdsr.resize import bicubic
@@ -338,6 +338,18 @@ def test_a_job_through_the_queue_has_a_report_with_its_workers(service: Service,
     assert facts["psnr"]["gain"]["mean"] == pytest.approx(summary_of_job["psnr"]["gain"], abs=1e-3)
     assert facts["seconds_run"] > 0
     assert "one@" in page.read_text("utf-8") or "two@" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("place", "said"), [("no/such.html", "cannot write"), ("taken", "is a directory")])
+def test_a_page_that_cannot_be_written_is_one_clear_line(report: Path, tmp_path: Path, place: str, said: str) -> None:
+    (tmp_path / "no").write_text("a file where a folder is needed")
+    (tmp_path / "taken").mkdir()
+
+    result = vdsr(dict(os.environ), "report", tmp_path / "out", "-o", tmp_path / place, "--no-pictures")
+
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
