@@ -54,7 +54,7 @@ def test_a_redis_that_is_killed_comes_back_with_all_it_knew(
         pair.redis.kill()
         pair.redis.start()
 
-    _under(strike, pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(strike, pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -68,7 +68,7 @@ def test_a_redis_that_is_away_for_a_minute_costs_that_minute(
         time.sleep(AWAY_S)
         pair.redis.start()
 
-    _under(strike, pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(strike, pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -76,7 +76,7 @@ def test_a_redis_that_hangs_is_waited_for(
     pair: Rig, photos: Path, quiet: dict[str, str], tmp_path: Path, tally: Tally
 ) -> None:
     tally.fault = "Redis stalled (SIGSTOP) for 40 s"
-    _under(lambda: pair.redis.stall(40), pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(lambda: pair.redis.stall(40), pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -89,7 +89,7 @@ def test_connections_that_are_cut_half_open_are_given_up(
         pair.redis_way.silence()
         pair.redis_way.restore(old=False)
 
-    _under(strike, pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(strike, pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -103,7 +103,7 @@ def test_a_network_that_is_gone_for_a_while_is_waited_for(
         time.sleep(30)
         pair.redis_way.restore()
 
-    _under(strike, pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(strike, pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -124,7 +124,7 @@ def test_a_redis_that_is_full_says_so_and_the_job_goes_on_once_it_has_room(
         assert any("maxmemory" in node.text() for node in pair.nodes)
         fleet._redis.do("config_set", "maxmemory", 0)
 
-    _under(strike, pair, photos, quiet, tmp_path, tally)
+    _assert_costs_time_only(strike, pair, photos, quiet, tmp_path, tally)
 
 
 @pytest.mark.faults
@@ -151,7 +151,7 @@ def test_an_image_in_hand_while_redis_was_away_is_not_held_for_what_killed_its_w
     assert attempts in ("0", "1")  # the second one, begun or not; the first is taken back
 
 
-def _under(
+def _assert_costs_time_only(
     strike: Callable[[], None], fleet: Rig, photos: Path, quiet: dict[str, str], tmp_path: Path, tally: Tally
 ) -> None:
     """A job with a fault in its midst, against one without."""
