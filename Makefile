@@ -9,7 +9,7 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-quality test-faults soak check audit format train bench clean
+.PHONY: help setup demo docs test test-quality test-faults soak check audit format train bench screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two
 docs: $(READY) ## Build the site of docs/ into build/docs, offline; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
 	@echo "open build/docs/index.html"
+
+screenshots: $(READY) ## Take the documentation's pictures of the terminal and the report again (needs Chromium)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pyte
+	$(BIN)/python docs/screenshots.py
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BAR = 30  # characters
 QUIET = "vdsr.quiet"
 """In a click context's `meta`."""
-PROXY = "a proxy: each picture shrunk and restored, its centre compared with itself"
+PROXY = "a proxy: the centre of each picture, shrunk and restored"
 
 
 def say(text: str) -> None:
