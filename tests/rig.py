@@ -129,7 +129,8 @@ class Node:
 
     def pause(self) -> None:
         """Stop its processes where they are."""
-        os.killpg(self.celery, signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.killpg(self.celery, signal.SIGSTOP)
 
     def go_on(self) -> None:
         """After a pause."""

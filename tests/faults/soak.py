@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,18 +97,17 @@ class Soak:
         quiet = {work: self._quiet(sources[0], *work) for work in WORK}
         spared = self.fleet.nodes[0]
         begin = self._memory(spared)
-        breaker = threading.Thread(target=self._break, daemon=True)
         running: list[Running] = []
         deadline = time.monotonic() + 60 * self.minutes
-        with self.watch.looking():
-            breaker.start()
-            while time.monotonic() < deadline:
+        with self.watch.looking(), ThreadPoolExecutor(1) as one:
+            breaker = one.submit(self._break)
+            while time.monotonic() < deadline and not breaker.done():
                 running = self._settled(running)
                 while len(running) < AT_ONCE and (job := self._submit(self.chance.choice(sources), quiet)):
                     running.append(job)
                 time.sleep(0.5)
             self._ended.set()
-            breaker.join()
+            breaker.result()  # a soak whose faults have ended shows nothing
             deadline = time.monotonic() + SETTLE_S
             while running and time.monotonic() < deadline:
                 self._supervise()
