@@ -101,12 +101,14 @@ class Soak:
         deadline = time.monotonic() + 60 * self.minutes
         with self.watch.looking(), ThreadPoolExecutor(1) as one:
             breaker = one.submit(self._break)
-            while time.monotonic() < deadline and not breaker.done():
-                running = self._settled(running)
-                while len(running) < AT_ONCE and (job := self._submit(self.chance.choice(sources), quiet)):
-                    running.append(job)
-                time.sleep(0.5)
-            self._ended.set()
+            try:
+                while time.monotonic() < deadline and not breaker.done():
+                    running = self._settled(running)
+                    while len(running) < AT_ONCE and (job := self._submit(self.chance.choice(sources), quiet)):
+                        running.append(job)
+                    time.sleep(0.5)
+            finally:
+                self._ended.set()
             breaker.result()  # a soak whose faults have ended shows nothing
             deadline = time.monotonic() + SETTLE_S
             while running and time.monotonic() < deadline:
