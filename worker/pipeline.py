@@ -33,7 +33,7 @@ from worker.errors import (
     WorkerStopping,
 )
 from worker.formats import IMAGE_SUFFIXES, output_format
-from worker.images import Header, Picture, check_output, decode, encode, left_out, without_opaque_alpha
+from worker.images import Header, Picture, check_output, decode, encode, fitted, left_out
 from worker.jobs import Image, Job, Outcome
 from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
 from worker.metadata import reduced
@@ -215,8 +215,7 @@ class Pipeline:
             if image.version and version != image.version:
                 work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
-            if work.format == "JPEG":
-                work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
+            work.picture = fitted(work.picture, work.format)
             pixels = work.picture.pixels
             extras = reduced(work.picture.extras, options.metadata)
             notes = (*work.picture.notes, *left_out(pixels, extras, work.format))

@@ -28,7 +28,16 @@ LOW_WATER = 500
 SCAN = 10_000
 """Most objects looked at for one chunk, so that a planner reports even where few objects are images."""
 FOLDER_UNREADABLE = "folder_unreadable"
-BYTES_PER_PIXEL = {"JPEG": 0.3, "WEBP": 0.2, "GIF": 0.6, "PNG": 1.5, "TIFF": 3.0, "BMP": 3.0}
+BYTES_PER_PIXEL = {
+    "JPEG": 0.3,
+    "WEBP": 0.2,
+    "GIF": 0.6,
+    "PNG": 1.5,
+    "TIFF": 3.0,
+    "BMP": 3.0,
+    "AVIF": 0.15,
+    "HEIC": 0.15,
+}
 """Typical of photographs. Only the evenness of chunks hangs on it."""
 CHUNK_MEGAPIXELS = {"cpu": 8, "cuda": 4096}
 """Output of about 30 seconds."""

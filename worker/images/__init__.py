@@ -9,14 +9,15 @@
 | BMP     | gray, RGB, RGBA; LA becomes RGBA | no             | no          | yes           |
 | AVIF    | gray, RGB, RGBA; LA becomes RGBA | yes            | yes         | in EXIF only  |
 
-GIF is read and becomes PNG; CMYK becomes sRGB. XMP is carried as EXIF is.
+GIF and HEIC are read and become PNG; CMYK becomes sRGB. AVIF and HEIC of 10 and 12 bits are read with 16.
+XMP is carried as EXIF is.
 IPTC, comments, and PNG's gAMA and text chunks are not carried over.
 """
 
 from worker.formats import output_format
 from worker.images.decoding import decode
 from worker.images.encoding import encode
-from worker.images.fitting import MAX_SIDE, check_output, left_out, without_opaque_alpha
+from worker.images.fitting import MAX_SIDE, check_output, fitted, left_out, without_opaque_alpha
 from worker.images.picture import Extras, Header, Picture
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_output",
     "decode",
     "encode",
+    "fitted",
     "left_out",
     "output_format",
     "without_opaque_alpha",

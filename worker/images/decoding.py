@@ -11,17 +11,19 @@ from PIL import Image
 
 from vdsr.errors import ImageEmpty
 from vdsr.pillow import SIXTEEN, to_array
-from worker.avif import depth
 from worker.cmyk import NOTE as INKS_NOTE
 from worker.cmyk import srgb_pixels, to_srgb
 from worker.deep import GRAY_ALPHA, deep_pixels, gray_alpha_pixels, is_deep, with_transparent
 from worker.exif import PHOTOMETRIC, first_tags, numbers
 from worker.images.carried import read_compression, read_dpi, read_exif, read_xmp
+from worker.images.deep_avif import avif_pixels, can_widen
 from worker.images.frames import note_frames
 from worker.images.guards import channels_of_tiff, is_lossless
+from worker.images.heic import decode_heic
 from worker.images.opening import open_picture, reading
 from worker.images.picture import Extras, Header, Picture
 from worker.images.sniffing import sniff
+from worker.isobmff import depth
 
 CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "LA": 2, "RGB": 3}
 """By Pillow's modes, where it is not up to 4."""
@@ -39,18 +41,25 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
     if not data:
         raise ImageEmpty
     image_format = sniff(data)
+    if image_format == "HEIC":
+        return decode_heic(data, max_pixels=max_pixels, on_header=on_header)
     image = open_picture(data, image_format, max_pixels)
     notes = ["1-bit became 8-bit gray"] if image.mode == "1" else []
     deep = is_deep(image)
+    bits = depth(data) if image_format == "AVIF" else 8
+    wide = bits > 8 and can_widen()
     pixels: NDArray[Any]
     inks = to_srgb(image.info.get("icc_profile")) if image.mode == "CMYK" else None
     if on_header:
-        on_header(_header(image, image_format, deep=deep))
+        on_header(_header(image, image_format, deep=deep or wide))
     xmp = image.info.get("xmp")  # loading a TIFF cuts some of it out, and loading a PNG may bring it
     transparent = image.info.pop("transparency", None) if deep or image.mode in SIXTEEN else None
     if deep:
         with reading(data, image_format):
             pixels = deep_pixels(image, lambda: open_picture(data, image_format, max_pixels))
+    elif wide:
+        with reading(data, image_format):
+            pixels = avif_pixels(data, image.size, bits)
     else:
         with reading(data, image_format):
             image.load()
@@ -64,8 +73,8 @@ def decode(data: bytes, *, max_pixels: int, on_header: Callable[[Header], None] 
         notes.append("a channel beside the colours that is no transparency is left out")
     if inks:
         notes.append(INKS_NOTE)
-    if image_format == "AVIF" and depth(data) > 8:
-        notes.append(f"{depth(data)} bits per channel became 8")
+    if bits > 8 and not wide:
+        notes.append(f"{bits} bits per channel became 8; a worker with 'vdsr[heif]' installed keeps them")
     profile = None if inks else image.info.get("icc_profile")
     extras = Extras(
         icc_profile=profile if profile and isinstance(profile, bytes) else None,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vdsr.errors import FormatLimit, ImageTooLarge, ImageUnsupported
-from worker.images.picture import Extras
+from worker.images.picture import Extras, Picture
 
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 16_384}
 """Pixels a side. JPEG's own limit is 65,535, but libjpeg ends at 65,500. libavif reads no picture
 of more than 16,384 squared."""
+DEEP = ("PNG", "TIFF")
+"""What holds 16 bits a channel."""
+LOSSY_AND_DEEP = ("AVIF", "HEIC")
+"""What may have 10 or 12."""
 LONGEST_SIDE = 200_000
 """Pixels after scaling, in any format: time and memory of bicubic grow with a side, however few pixels there are."""
 MAX_FILE_BYTES = {"TIFF": 2**32, "BMP": 2**32}
@@ -57,7 +62,7 @@ def check_kind(pixels: NDArray[Any], image_format: str) -> None:
     Raises:
         ImageUnsupported: the format has no alpha or no 16 bits.
     """
-    if pixels.dtype == np.uint16 and image_format not in ("PNG", "TIFF"):
+    if pixels.dtype == np.uint16 and image_format not in DEEP:
         raise ImageUnsupported(f"{image_format} holds 8 bits per channel, and this picture has 16; use --format png")
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and image_format == "JPEG":
         raise ImageUnsupported("JPEG holds no transparency, and this picture has some; use --format png")
@@ -89,6 +94,21 @@ def left_out(pixels: NDArray[Any], extras: Extras, image_format: str) -> tuple[s
     return (f"{image_format} does not hold {', '.join(names)}: left out",) if names else ()
 
 
+def fitted(picture: Picture, image_format: str) -> Picture:
+    """The picture as this format can hold it, where that costs nothing or is worth a note.
+
+    Opaque alpha goes where there is none. 10 and 12 bits of a lossy format become 8 where there are no more; 16 bits
+    of a lossless one never do: `check_output` refuses them.
+    """
+    pixels, notes = picture.pixels, picture.notes
+    if image_format == "JPEG":
+        pixels = without_opaque_alpha(pixels)
+    if pixels.dtype == np.uint16 and image_format not in DEEP and picture.format in LOSSY_AND_DEEP:
+        pixels = _narrowed(pixels)
+        notes = (*notes, f"{image_format} holds 8 bits per channel, and the source has more: rounded")
+    return replace(picture, pixels=pixels, notes=notes)
+
+
 def without_opaque_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
     """The same pixels, less an alpha channel that hides nothing: what a format without alpha can hold after all."""
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4) and (pixels[..., -1] == np.iinfo(pixels.dtype).max).all():
@@ -100,3 +120,11 @@ def color_profile(extras: Extras) -> bytes | None:
     """The profile, unless it is one for gray, and gray becomes RGB."""
     profile = extras.icc_profile
     return None if profile and profile[16:20] == b"GRAY" else profile
+
+
+def _narrowed(pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16 bits rounded to 8, by the row: in one piece it would take four times the memory."""
+    out = np.empty(pixels.shape, np.uint8)
+    for row, wide in zip(out, pixels, strict=True):
+        row[:] = (wide.astype(np.uint32) + 128) // 257
+    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from vdsr.errors import ImageUnreadable, ImageUnsupported
-from worker import avif
+from worker import isobmff
 from worker.exif import (
     BITS_PER_SAMPLE,
     PHOTOMETRIC,
@@ -48,8 +48,8 @@ def allocated_size(data: bytes, image_format: str) -> tuple[int, int]:
         return _gif_size(data)
     if image_format == "WEBP":
         return webp_size(data)
-    if image_format == "AVIF":
-        return avif.largest_size(data)
+    if image_format in ("AVIF", "HEIC"):
+        return isobmff.largest_size(data)
     if image_format == "TIFF":  # libtiff takes a whole tile, however small the picture is
         tags = first_tags(data)
         return number(data, tags.get(TILE_WIDTH)), number(data, tags.get(TILE_HEIGHT))
@@ -87,8 +87,8 @@ def ends_early(data: bytes, image_format: str) -> bool:
         return 8 + int.from_bytes(data[4:8], "little") > len(data)
     if image_format == "BMP":
         return int.from_bytes(data[2:6], "little") > len(data)
-    if image_format == "AVIF":
-        return avif.ends_early(data)
+    if image_format in ("AVIF", "HEIC"):
+        return isobmff.ends_early(data)
     if image_format == "TIFF":
         return pixels_end(data) > len(data)
     return not data.rstrip(b"\0").endswith(b"\xff\xd9" if image_format == "JPEG" else b";")

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from vdsr.errors import ImageTooLarge, ImageTruncated, ImageUnreadable
-from worker.avif import check_colors, check_frames, largest_size
 from worker.deep import disguised
 from worker.exif import is_bomb
 from worker.images.guards import allocated_size, check_png, check_tiff, checked_jpeg, ends_early, webp_size
+from worker.isobmff import check_colors, check_frames, largest_size
 
 DAMAGE = (
     OSError,
@@ -75,7 +75,7 @@ def reading(data: bytes, image_format: str) -> Iterator[None]:
     except MemoryError as exc:
         raise _shortage(data, image_format) from exc
     except DAMAGE as exc:
-        if image_format in ("WEBP", "AVIF") and not _has_memory(data, image_format):
+        if image_format in ("WEBP", "AVIF", "HEIC") and not _has_memory(data, image_format):
             raise _shortage(data, image_format) from exc
         if "truncated" in str(exc).lower() or ends_early(data, image_format):
             raise ImageTruncated(
@@ -102,7 +102,7 @@ def _shortage(data: bytes, image_format: str) -> MemoryError:
 
 
 def _has_memory(data: bytes, image_format: str) -> bool:
-    """Whether there is room for what libwebp or libavif takes, which do not tell a shortage from damage."""
+    """Whether there is room for what libwebp, libavif or libheif takes, which do not tell a shortage from damage."""
     width, height = webp_size(data) if image_format == "WEBP" else largest_size(data)
     try:
         bytearray(8 * width * height)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vdsr.errors import ImageTruncated, ImageUnreadable
-from worker.avif import is_avif
 from worker.formats import FORMATS
+from worker.isobmff import is_avif, is_heic
 
 MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -43,12 +43,14 @@ def sniff(data: bytes) -> str:
             return image_format
     if is_avif(data):
         return "AVIF"
+    if is_heic(data):
+        return "HEIC"
     if any(magic.startswith(data) for magic in MAGIC):
         raise ImageTruncated(f"there are only {len(data)} bytes; copy the file again from its source")
     start = data[:32].lstrip().lower()
     seen = [f", like {name}" for magic, name in STRANGERS.items() if start.startswith(magic)]
     if data[4:8] == b"ftyp":
-        seen = [", like HEIC or a video"]
+        seen = [", like a video"]
     raise ImageUnreadable(
         f"this is none of {', '.join(FORMATS)}: it begins with {data[:8]!r}{''.join(seen)}; convert it or leave it out"
     )
