@@ -18,6 +18,7 @@ from worker.ledger import Ledger
 from worker.names import Namer, is_image
 from worker.parts import Part, Parts
 from worker.settings import Settings
+from worker.sizing import expected_pixels
 from worker.storage import Entry
 from worker.uris import open_storage
 
@@ -133,7 +134,7 @@ class Listing:
     def _output_pixels(self, entry: Entry) -> float:
         suffix = "." + entry.key.rpartition(".")[2].lower()
         per_pixel = BYTES_PER_PIXEL[IMAGE_SUFFIXES.get(suffix, "PNG")]
-        return entry.size_bytes / per_pixel * self.job.options.scale**2
+        return expected_pixels(self.job.options, entry.size_bytes / per_pixel)
 
 
 def _unreadable(entry: Entry) -> Image:
