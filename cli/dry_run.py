@@ -34,7 +34,8 @@ def facts(job: Job, found: Forecast) -> dict[str, Any]:
         "dry_run": True,
         "source": source,
         "destination": destination,
-        "scale": job.options.scale,
+        "scale": None if job.options.sized else job.options.scale,
+        "target": job.options.target,
         "model": {"version": job.model.version, "sha256": job.model.sha256},
         "images": {
             "total": found.total,
@@ -44,7 +45,7 @@ def facts(job: Job, found: Forecast) -> dict[str, Any]:
             "ignored": found.ignored,
         },
         "refused": dict(found.refused),
-        "sample": {"images": found.sampled, "refused": dict(found.sample_refused)},
+        "sample": {"images": found.sampled, "large_enough": found.sample_large, "refused": dict(found.sample_refused)},
         "examples": [{"key": key, "code": code, "message": message} for key, code, message in found.examples],
         "input_bytes": found.input_bytes,
         "input_megapixels": round(found.input_pixels / 1e6, 3),
@@ -73,6 +74,10 @@ def text(job: Job, found: Forecast) -> str:
     if found.sample_refused:
         codes = ", ".join(f"{code} {n:,}" for code, n in sorted(found.sample_refused.items()))
         lines.append(f"of {found.sampled} images that were looked into, these would fail too: {codes}")
+    if found.sample_large:
+        lines.append(
+            f"of {found.sampled} images that were looked into, {found.sample_large} would be skipped: large enough"
+        )
     lines += [f"  {printable(key)}: {code}: {printable(message)}" for key, code, message in found.examples]
     if found.todo:
         lines += [

@@ -44,7 +44,15 @@ def job_options(function: F) -> F:
 
 
 _JOB: list[Callable[[F], F]] = [
-    click.option("-s", "--scale", type=float, default=2, show_default=True, help="Factor, 1 to 16, whole or not."),
+    click.option("-s", "--scale", type=float, help="Factor, 1 to 16, whole or not.  [default: 2]"),
+    click.option("--width", type=int, metavar="PX", help="Instead of a factor: outputs so wide."),
+    click.option("--height", type=int, metavar="PX", help="Outputs so high; with --width, as large as fits into both."),
+    click.option(
+        "--max-mp",
+        type=float,
+        metavar="MP",
+        help="Megapixels of an output at most: a smaller factor where it would have more.",
+    ),
     click.option(
         "--format",
         "format_",
@@ -99,7 +107,10 @@ _JOB: list[Callable[[F], F]] = [
 
 def read_options(
     *,
-    scale: float,
+    scale: float | None,
+    width: int | None,
+    height: int | None,
+    max_mp: float | None,
     format_: str,
     quality: int | None,
     metadata: str,
@@ -114,10 +125,16 @@ def read_options(
     score: bool,
 ) -> Any:
     """worker.jobs.Options of the command's words."""
+    from worker.errors import UsageError
     from worker.jobs import Options
 
+    if scale is not None and (width is not None or height is not None):
+        raise UsageError("--scale is a factor, and --width and --height are a size; give one or the other")
     return Options(
-        scale=scale,
+        scale=2.0 if scale is None else scale,
+        width=width,
+        height=height,
+        max_megapixels=max_mp,
         format=format_,
         quality=quality,
         metadata=metadata,

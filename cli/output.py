@@ -51,7 +51,7 @@ def print_event(name: str, facts: dict[str, Any]) -> None:
 def job_line(job: Job) -> str:
     """What was resolved from the user's words."""
     source, target = job.places
-    return f"{printable(source)} -> {printable(target)}, x{job.options.scale:g}"
+    return f"{printable(source)} -> {printable(target)}, {job.options.target}"
 
 
 def status_text(summary: dict[str, Any], unseen_s: float = 0.0, *, where: str | None = None) -> str:

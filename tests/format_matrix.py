@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT)] if __name__ == "__main__" else []
 
 from vdsr.errors import ImageError  # noqa: E402 - after the path
 from worker.formats import REQUESTS  # noqa: E402
-from worker.images import Extras, Picture, check_output, decode, encode, left_out, without_opaque_alpha  # noqa: E402
+from worker.images import Extras, Picture, check_output, decode, encode, fitted, left_out  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "formats.md"
 BEGIN, END = "<!-- begin: made by tests/format_matrix.py -->\n", "<!-- end -->\n"
@@ -110,6 +110,9 @@ def properties() -> list[Property]:
         Property("16-bit gray, alpha", png(smooth(24, 24, 2, dtype="uint16")), same_pixels, "RGBA"),
         Property("16-bit RGB", png(smooth(24, 24, 3, dtype="uint16")), same_pixels),
         Property("16-bit RGB, alpha", png(smooth(24, 24, 4, dtype="uint16")), same_pixels),
+        Property("10-bit HEIC", (SEEDS / "ten.heic").read_bytes(), same_pixels),
+        Property("HEIC, alpha", (SEEDS / "alpha.heic").read_bytes(), same_pixels),
+        Property("10-bit AVIF, alpha", (SEEDS / "ten_alpha.avif").read_bytes(), same_pixels),
         Property("CMYK with a profile", (SEEDS / "inks.tif").read_bytes(), lambda first, second: False),
         Property("CMYK without", (SEEDS / "cmyk.jpg").read_bytes(), lambda first, second: False),
         Property("colour profile", png(rgb, Extras(icc_profile=profile)), kept_profile),
@@ -129,14 +132,15 @@ def properties() -> list[Property]:
 def cell(row: Property, target: str) -> str:
     """What becomes of it: kept, note, a conversion, a code, or LOST."""
     try:
-        first = decode(row.source, max_pixels=10_000)
-        pixels = without_opaque_alpha(first.pixels) if target == "JPEG" else first.pixels
+        source = decode(row.source, max_pixels=10_000)
+        first = fitted(source, target)
+        pixels = first.pixels
         check_output(pixels, pixels.shape[:2], target, max_pixels=10_000)
         data = encode(pixels, target, first.extras, quality=95)
     except ImageError as exc:
         return f"`{exc.code}`"
     second = decode(data, max_pixels=10_000)
-    if row.kept(first, second):
+    if row.kept(source, second):
         return "kept"
     if first.notes + left_out(pixels, first.extras, target):
         return "note"

@@ -120,7 +120,7 @@ class FormatLimit(ImageError):
         super(ImageError, self).__init__(image_format, limit, width, height)
         self.reason = (
             f"{image_format} allows {limit:,} px a side; this picture would be {width:,} x {height:,}; "
-            "use --format png or tiff, or a smaller scale"
+            "use --format png or tiff, a smaller scale, --width or --max-mp"
         )
 
 

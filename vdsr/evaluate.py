@@ -176,7 +176,8 @@ def _compare(
 
 def _cropped(plane: NDArray[np.uint8], scale: float) -> NDArray[np.uint8]:
     """Cut to the largest size that the scale divides: a multiple of 3 for 3 and for 1.5 = 3/2."""
-    multiple = Fraction(scale).limit_denominator(100).numerator
+    near = Fraction(scale).limit_denominator(100)
+    multiple = near.numerator if abs(float(near) - scale) < 1e-9 else 1  # 3840 / 1013 divides nothing
     if multiple > 16:  # 2.37 would cut up to 236 pixels; its last LR pixel then hangs over the edge instead
         return plane
     height, width = (n - n % multiple for n in plane.shape)

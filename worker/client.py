@@ -207,7 +207,7 @@ def draft(
         NothingMatched: there is no image.
     """
     if options.name_template:
-        check_template(options.name_template)
+        check_template(options.name_template, sized=options.sized or options.max_megapixels is not None)
     place = resolve(source, settings)
     try:
         return _draft(place, destination, options, settings, model)
@@ -297,7 +297,7 @@ def _folder_target(place: Place, destination: str | None, options: Options, sett
         return target
     if not place.name:
         raise UsageError(f"{place.uri} is a whole bucket or disk, and does not name its output; give a destination")
-    return place.sibling(f"{place.name}-x{options.scale:g}")
+    return place.sibling(f"{place.name}-{options.label}")
 
 
 def _single_target(
@@ -309,7 +309,7 @@ def _single_target(
     name = output_key(place.name, options)
     if destination is None and not options.name_template:
         stem, _, suffix = name.rpartition(".")
-        return place.parent, f"{stem}-x{options.scale:g}.{suffix}", options
+        return place.parent, f"{stem}-{options.label}.{suffix}", options
     target = place.parent if destination is None else resolve(destination, settings, beside=place)
     folder = destination is None or (target.scheme == "file" and Path(target.path).is_dir())
     if folder or not target.looks_like_image:

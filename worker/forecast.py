@@ -30,6 +30,7 @@ from worker.memory import file_bytes
 from worker.parts import job_ids
 from worker.plan import BYTES_PER_PIXEL, Listing
 from worker.settings import Settings
+from worker.sizing import expected_pixels, scale_for
 from worker.storage import Storage
 from worker.summary import summarise
 from worker.uris import open_storage
@@ -75,6 +76,8 @@ class Forecast:
     output_bytes: float = 0.0
     sampled: int = 0
     """Images whose headers were read for the estimates."""
+    sample_large: int = 0
+    """Of the sample, those that would not become larger, and are skipped."""
     sample_refused: Counter[str] = field(default_factory=Counter)
     """Code -> images of the sample that would fail."""
     speed: float | None = None
@@ -101,16 +104,18 @@ def forecast(
     source = open_storage(job.source, settings)
     sample: list[Image] = []
     sizes: Counter[str] = Counter()  # format that a name promises -> bytes of images to do
+    counts: Counter[str] = Counter()  # and their number
     dice = random.Random(0)  # noqa: S311  # the same sample each time
     for images in _pages(job, settings, found):
         for image in _todo(job, images, settings, found):
             found.todo += 1
             sizes[_promised(image)] += image.size_bytes
+            counts[_promised(image)] += 1
             place = len(sample) if len(sample) < SAMPLE else dice.randrange(found.todo)
             sample[place : place + 1] = [image] if place < SAMPLE else sample[place : place + 1]
         on_look(found.total)
     found.input_bytes = sizes.total()
-    _estimate(found, job, sizes, _measured(found, job, sample, source, settings))
+    _estimate(found, job, sizes, counts, _measured(found, job, sample, source, settings))
     _set_speed(found, job, settings, ledger)
     return found
 
@@ -180,7 +185,7 @@ def _measured(
             continue
         try:
             header = _header(source.read(image.key, max_bytes=SAMPLE_BYTES), settings)
-            _check(header, job, settings)
+            found.sample_large += not _check(header, job, settings)
         except (ImageError, StorageError, StorageUnavailable) as exc:
             found.sample_refused[exc.code] += 1
             if len(found.examples) < EXAMPLES:
@@ -205,19 +210,25 @@ def _header(data: bytes, settings: Settings) -> Header:
     return headers[0]
 
 
-def _check(header: Header, job: Job, settings: Settings) -> None:
-    """As the pipeline does before any work, as far as a header tells."""
+def _check(header: Header, job: Job, settings: Settings) -> bool:
+    """As the pipeline does before any work, as far as a header tells; False if it is large enough already."""
     shape = header.height, header.width
     pixels = np.broadcast_to(np.uint8(0), (*shape, 3))  # takes no memory
     written = output_format(header.format, job.options.format)
-    check_output(pixels, scaled_size(shape, job.options.scale), written, max_pixels=settings.max_output_pixels)
+    scale = scale_for(job.options, shape)
+    if scale is None:
+        return False
+    check_output(pixels, scaled_size(shape, scale), written, max_pixels=settings.max_output_pixels)
+    return True
 
 
-def _estimate(found: Forecast, job: Job, sizes: Counter[str], measured: dict[str, tuple[int, int]]) -> None:
+def _estimate(
+    found: Forecast, job: Job, sizes: Counter[str], counts: Counter[str], measured: dict[str, tuple[int, int]]
+) -> None:
     for kind, size_bytes in sizes.items():
         bytes_seen, pixels_seen = measured.get(kind, (0, 0))
         a_pixel = bytes_seen / pixels_seen if bytes_seen else BYTES_PER_PIXEL[kind]
-        pixels = size_bytes / a_pixel * job.options.scale**2
+        pixels = counts[kind] * expected_pixels(job.options, size_bytes / counts[kind] / a_pixel)
         written = output_format(kind, job.options.format)
         alike = written == kind and job.options.quality is None
         found.input_pixels += size_bytes / a_pixel

@@ -5,8 +5,8 @@ Nothing heavy is imported here: the command line lists and names files without P
 
 from __future__ import annotations
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
-"""What is read. All but GIF are written too."""
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
+"""What is read. All but GIF and HEIC are written too."""
 
 IMAGE_SUFFIXES = {
     ".jpg": "JPEG",
@@ -21,10 +21,22 @@ IMAGE_SUFFIXES = {
     ".dib": "BMP",
     ".gif": "GIF",
     ".avif": "AVIF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".hif": "HEIC",
 }
 """Suffix, in lower case -> the format it promises. A listing goes by it; decoding goes by the bytes."""
 
-SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif", "AVIF": ".avif"}
+SUFFIX = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "TIFF": ".tif",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "AVIF": ".avif",
+    "HEIC": ".heic",
+}
 """Format -> the suffix of a file that we name ourselves."""
 
 REQUESTS = ("same", "jpeg", "png", "webp", "tiff", "bmp", "avif")
@@ -36,9 +48,9 @@ METADATA = ("keep", "strip", "copyright")
 
 
 def output_format(picture_format: str, requested: str) -> str:
-    """The format to write: the requested one, or the picture's own; a GIF becomes a PNG.
+    """The format to write: the requested one, or the picture's own; a GIF or a HEIC becomes a PNG.
 
-    GIF's 256 colours cannot hold an upscaled picture.
+    GIF's 256 colours cannot hold an upscaled picture. HEIC is not written here, and may have alpha or more than 8 bits.
 
     Raises:
         ValueError: `requested` is none of REQUESTS.
@@ -47,4 +59,4 @@ def output_format(picture_format: str, requested: str) -> str:
         raise ValueError(f"there is no output format {requested!r}; use one of {', '.join(REQUESTS)}")
     if requested != "same":
         return requested.upper()
-    return "PNG" if picture_format == "GIF" else picture_format
+    return "PNG" if picture_format in ("GIF", "HEIC") else picture_format

@@ -19,10 +19,13 @@ from typing import Any
 from worker.errors import UsageError
 from worker.formats import METADATA
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
 
 
+MOST_SCALE = 16
+MOST_SIDE = 200_000
+MOST_MEGAPIXELS = 100_000
 OVERWRITE = ("stale", "never", "always")
 ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # no 0 o 1 i l
 JOB_ID = re.compile(rf"\d{{8}}-\d{{6}}-[{ALPHABET}]{{5}}")
@@ -53,6 +56,12 @@ class Options:
     """What the user asked for; fixed at submission."""
 
     scale: float = 2.0
+    """Factor, unless `width` or `height` is given."""
+    width: int | None = None
+    """Pixels of the outputs; with `height` too, each output fits into both. See worker.sizing."""
+    height: int | None = None
+    max_megapixels: float | None = None
+    """Most of an output: the factor is less where it would have more."""
     format: str = "same"
     """same, or one of worker.formats.FORMATS in lower case."""
     quality: int | None = None
@@ -81,8 +90,13 @@ class Options:
     """Whether the network sees each picture in all eight orientations: better by up to 0.1 dB, eight times the work."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and 1 <= self.scale <= 16):
-            raise UsageError(f"scale is {self.scale:g}; it must be from 1 to 16")
+        if not (math.isfinite(self.scale) and 1 <= self.scale <= MOST_SCALE):
+            raise UsageError(f"scale is {self.scale:g}; it must be from 1 to {MOST_SCALE}")
+        for name, pixels in (("width", self.width), ("height", self.height)):
+            if pixels is not None and not 1 <= pixels <= MOST_SIDE:
+                raise UsageError(f"{name} is {pixels}; it must be from 1 to {MOST_SIDE:,} pixels")
+        if self.max_megapixels is not None and not 0 < self.max_megapixels <= MOST_MEGAPIXELS:
+            raise UsageError(f"max-mp is {self.max_megapixels:g}; it must be over 0 and at most {MOST_MEGAPIXELS:,}")
         if self.overwrite not in OVERWRITE:
             raise UsageError(f"overwrite is {self.overwrite!r}; it must be one of {', '.join(OVERWRITE)}")
         if self.metadata not in METADATA:
@@ -92,9 +106,34 @@ class Options:
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality is {self.quality}; it must be from 1 to 100")
 
+    @property
+    def sized(self) -> bool:
+        """Whether a size is asked for, and not a factor."""
+        return self.width is not None or self.height is not None
+
+    @property
+    def target(self) -> str:
+        """What the outputs' size goes by, for people: "x2", "3,840 px wide", "x4 up to 50 MP"."""
+        if self.width and self.height:
+            size = f"within {self.width:,} x {self.height:,} px"
+        elif self.sized:
+            size = f"{self.width:,} px wide" if self.width else f"{self.height:,} px high"
+        else:
+            size = f"x{self.scale:g}"
+        return f"{size} up to {self.max_megapixels:g} MP" if self.max_megapixels else size
+
+    @property
+    def label(self) -> str:
+        """The same as a part of a file's name: "x2", "3840x2160", "w3840", "h2160"; the most is not in it."""
+        if self.width and self.height:
+            return f"{self.width}x{self.height}"
+        return f"w{self.width}" if self.width else f"h{self.height}" if self.height else f"x{self.scale:g}"
+
 
 ENOUGH = 1000
 """Images that must be listed before a share of them means something, if there are so many."""
+LATER = {"width", "height", "max_megapixels"}
+"""Options that earlier versions did not have: as long as they are not given, outputs are made of the same."""
 SHAPELESS = {
     "max_failures",
     "name_template",
@@ -159,7 +198,11 @@ class Job:
             version: of the source object.
             sha256: of the weights.
         """
-        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in SHAPELESS}
+        options = {
+            name: value
+            for name, value in dataclasses.asdict(self.options).items()
+            if name not in SHAPELESS and not (name in LATER and value is None)
+        }
         parts = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

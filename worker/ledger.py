@@ -442,7 +442,7 @@ def count(rows: Iterable[Outcome], again: Mapping[str, str] | None = None) -> di
         add("done_bytes", row.size_bytes)
         add("made_bytes", row.size_bytes if row.outcome == "done" else 0)
         add("pixels", (row.width or 0) * (row.height or 0))
-        if row.code:
+        if row.code and row.outcome == "failed":
             add(f"fail:{row.code}", 1)
         if again and row.key in again:
             add("failed", -1)

@@ -66,8 +66,11 @@ def output_key(key: str, options: Options) -> str:
     return f"{folder}{slash}{made}"
 
 
-def check_template(template: str) -> None:
+def check_template(template: str, *, sized: bool = False) -> None:
     """Whether outputs may be named by it.
+
+    Args:
+        sized: each image has a factor of its own.
 
     Raises:
         UsageError: it would hide or misplace outputs, give them a wrong suffix, or let two inputs meet unnoticed.
@@ -81,6 +84,11 @@ def check_template(template: str) -> None:
         near = get_close_matches(unknown[0], FIELDS, n=1)
         hint = f"did you mean {{{near[0]}}}?" if near else f"there are {', '.join(f'{{{name}}}' for name in FIELDS)}"
         raise UsageError(f"--name-template has {{{unknown[0]}}}; {hint}")
+    if sized and "scale" in fields:
+        raise UsageError(
+            f"--name-template {template!r} has {{scale}}, and with --width, --height or --max-mp each image has its "
+            "own; leave it out"
+        )
     if any(spec or how for _, _, spec, how in pieces):
         raise UsageError(f"--name-template {template!r} has a ':' or '!' in a field; write {EXAMPLE!r}")
     before = fields[: fields.index("name")] if "name" in fields else fields

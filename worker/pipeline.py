@@ -33,12 +33,13 @@ from worker.errors import (
     WorkerStopping,
 )
 from worker.formats import IMAGE_SUFFIXES, output_format
-from worker.images import Header, Picture, check_output, decode, encode, left_out, without_opaque_alpha
+from worker.images import Header, Picture, check_output, decode, encode, fitted, left_out
 from worker.jobs import Image, Job, Outcome
 from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
 from worker.metadata import reduced
 from worker.patience import Patience
 from worker.settings import Settings
+from worker.sizing import large_enough, most_scale, scale_for
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ TOGETHER_SAMPLES = 1 << 18
 SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
+LARGE_ENOUGH = "large_enough"
+"""Code of what is skipped because it would not become larger."""
 ITS_OWN_FAULT = (ImageError, StorageError, StorageUnavailable)
 """Errors that become an image's outcome; any other is a fault of this program and rises, but for these:"""
 NO_IMAGES_FAULT = (JobStopped, LeaseLost, CheckpointError, DeviceError, PlaceGone, BadCredentials)
@@ -83,6 +86,10 @@ class Work:
     """After `load`; None there means that the image is to be skipped. Its pixels go when they are upscaled."""
     turn: Turn | None = None
     """Holds its memory, until it is stored."""
+    skipped: str = ""
+    """Why it is to be skipped though its output is not there."""
+    scale: float = 1.0
+    """The factor for it."""
     format: str = ""
     mark: str = ""
     """Of its output: what it is made of, and the job's id."""
@@ -154,7 +161,7 @@ class Pipeline:
                     for number, image in fresh:
                         load = loaders.submit(self.load, image, admission.draw(), files.draw())
                         loading.append((number, image, load))
-                    storing.extend(self._upscaled(_alike(loading, self.job.options.scale), storers, on_tile))
+                    storing.extend(self._upscaled(_alike(loading), storers, on_tile))
                     if rows := _stored(storing, ahead):
                         yield rows
                 while storing:
@@ -215,14 +222,19 @@ class Pipeline:
             if image.version and version != image.version:
                 work.picture = replace(work.picture, notes=(*work.picture.notes, CHANGED))
             work.format = output_format(work.picture.format, options.format)
-            if work.format == "JPEG":
-                work.picture = replace(work.picture, pixels=without_opaque_alpha(work.picture.pixels))
+            work.picture = fitted(work.picture, work.format)
             pixels = work.picture.pixels
+            size = pixels.shape[0], pixels.shape[1]
+            scale = scale_for(options, size)
+            if scale is None:
+                work.picture, work.skipped = None, large_enough(options, size)
+                turn.leave()
+                return work
+            work.scale = scale
             extras = reduced(work.picture.extras, options.metadata)
             notes = (*work.picture.notes, *left_out(pixels, extras, work.format))
             work.picture = replace(work.picture, extras=extras, notes=notes)
-            size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
-            check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
+            check_output(pixels, scaled_size(size, scale), work.format, max_pixels=self.settings.max_output_pixels)
         except BaseException:
             turn.leave()
             raise
@@ -237,7 +249,7 @@ class Pipeline:
         redone = self.upscaler.redone
         if work.pixels is None:
             with work.stage("upscale"):
-                work.pixels = self.upscaler.upscale(work.picture.pixels, self.job.options.scale, on_tile=on_tile)
+                work.pixels = self.upscaler.upscale(work.picture.pixels, work.scale, on_tile=on_tile)
         if self.job.options.score:
             with work.stage("score"):
                 work.psnr = self._score(work, on_tile)
@@ -293,8 +305,9 @@ class Pipeline:
 
         def admit(header: Header) -> None:
             image_format = output_format(header.format, options.format)
+            scale = most_scale(options, (header.height, header.width))
             reference = options.score and self.reference is not None
-            need = needed_bytes(header, options.scale, image_format, reference=reference)
+            need = needed_bytes(header, scale, image_format, reference=reference)
             with work.stage("wait"):
                 turn.enter(need)
 
@@ -309,7 +322,7 @@ class Pipeline:
         began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
         for work, result in zip(
-            works, self.upscaler.upscale_alike(pixels, self.job.options.scale, on_tile=on_tile), strict=True
+            works, self.upscaler.upscale_alike(pixels, works[0].scale, on_tile=on_tile), strict=True
         ):
             work.pixels = result
         for work in works:
@@ -327,7 +340,7 @@ class Pipeline:
         try:
             work = load.result()
             if work.picture is None:
-                return _settled(_skipped(image, self.job.options.overwrite))
+                return _settled(_skipped(image, self.job.options.overwrite, work.skipped))
             self.upscale(work, on_tile)
         except BaseException as exc:
             if work and work.turn:
@@ -343,20 +356,20 @@ class Pipeline:
     def _score(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
         assert work.picture is not None
         assert work.pixels is not None
-        scale = self.job.options.scale
+        scale = work.scale
         kind = "self-degradation" if self.reference is None else "reference"
         try:
             if self.reference is None:
                 centre = _centre(work.picture.pixels)
                 result = score_degraded(self.upscaler, centre, scale, with_ssim=False, on_tile=on_tile)
             else:
-                truth = self._read_reference(work.image.key, work.pixels)
+                truth = self._read_reference(work.image.key, work.pixels, scale)
                 result = score_reference(work.pixels, work.picture.pixels, truth, scale)
         except NotComparable as exc:
             return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
         return {"kind": kind, **_figures(result)}
 
-    def _read_reference(self, key: str, output: NDArray[Any]) -> NDArray[Any]:
+    def _read_reference(self, key: str, output: NDArray[Any], scale: float) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
         assert self.reference is not None
 
@@ -365,7 +378,7 @@ class Pipeline:
             turned = size[::-1]  # as EXIF may want it
             height, width = output.shape[:2]
             nearest = min((size, turned), key=lambda given: max(abs(given[0] - height), abs(given[1] - width)))
-            check_sizes(output, nearest, self.job.options.scale)
+            check_sizes(output, nearest, scale)
 
         stem, _, own = key.rpartition(".")
         given = self.job.options.reference_key
@@ -388,28 +401,29 @@ def failure(image: Image, code: str, message: str) -> Outcome:
     return Outcome(image.key, image.output, "failed", image.size_bytes, code=code, message=message)
 
 
-def _alike(loading: deque[Loading], scale: float) -> list[Loading]:
+def _alike(loading: deque[Loading]) -> list[Loading]:
     """Takes the next image, and with a small one those after it that are loaded already and have its very shape."""
     taken = [loading.popleft()]
-    wanted = _small(taken[0][2], scale)
-    while (
-        wanted and loading and len(taken) < TOGETHER and loading[0][2].done() and _small(loading[0][2], scale) == wanted
-    ):
+    wanted = _small(taken[0][2])
+    while wanted and loading and len(taken) < TOGETHER and loading[0][2].done() and _small(loading[0][2]) == wanted:
         taken.append(loading.popleft())
     return taken
 
 
-def _small(load: Future[Work], scale: float) -> tuple[Any, ...] | None:
+def _small(load: Future[Work]) -> tuple[Any, ...] | None:
     """Shape and dtype of a small image; waits until it is loaded."""
     if load.exception() is not None:
         return None
-    picture = load.result().picture
-    if picture is None or picture.pixels.size * scale**2 > TOGETHER_SAMPLES:
+    work = load.result()
+    picture = work.picture
+    if picture is None or picture.pixels.size * work.scale**2 > TOGETHER_SAMPLES:
         return None
     return picture.pixels.shape, picture.pixels.dtype
 
 
-def _skipped(image: Image, overwrite: str) -> Outcome:
+def _skipped(image: Image, overwrite: str, large: str) -> Outcome:
+    if large:
+        return Outcome(image.key, image.output, "skipped", image.size_bytes, code=LARGE_ENOUGH, message=large)
     alike = "" if overwrite == "never" else ", made from the same source with the same settings"
     message = f"{image.output} is there already{alike}; --overwrite always would replace it"
     return Outcome(image.key, image.output, "skipped", image.size_bytes, message=message)

@@ -18,6 +18,7 @@ from worker.ledger import Ledger
 from worker.names import Namer, is_image
 from worker.parts import Part, Parts
 from worker.settings import Settings
+from worker.sizing import expected_pixels
 from worker.storage import Entry
 from worker.uris import open_storage
 
@@ -28,7 +29,16 @@ LOW_WATER = 500
 SCAN = 10_000
 """Most objects looked at for one chunk, so that a planner reports even where few objects are images."""
 FOLDER_UNREADABLE = "folder_unreadable"
-BYTES_PER_PIXEL = {"JPEG": 0.3, "WEBP": 0.2, "GIF": 0.6, "PNG": 1.5, "TIFF": 3.0, "BMP": 3.0}
+BYTES_PER_PIXEL = {
+    "JPEG": 0.3,
+    "WEBP": 0.2,
+    "GIF": 0.6,
+    "PNG": 1.5,
+    "TIFF": 3.0,
+    "BMP": 3.0,
+    "AVIF": 0.15,
+    "HEIC": 0.15,
+}
 """Typical of photographs. Only the evenness of chunks hangs on it."""
 CHUNK_MEGAPIXELS = {"cpu": 8, "cuda": 4096}
 """Output of about 30 seconds."""
@@ -124,7 +134,7 @@ class Listing:
     def _output_pixels(self, entry: Entry) -> float:
         suffix = "." + entry.key.rpartition(".")[2].lower()
         per_pixel = BYTES_PER_PIXEL[IMAGE_SUFFIXES.get(suffix, "PNG")]
-        return entry.size_bytes / per_pixel * self.job.options.scale**2
+        return expected_pixels(self.job.options, entry.size_bytes / per_pixel)
 
 
 def _unreadable(entry: Entry) -> Image:

@@ -22,7 +22,8 @@ def summarise(record: Record) -> dict[str, Any]:
         "error": record.error,
         "source": job.places[0],
         "destination": job.places[1],
-        "scale": job.options.scale,
+        "scale": None if job.options.sized else job.options.scale,
+        "target": job.options.target,
         "listed": record.listed,
         "images": {
             "total": count["images"],

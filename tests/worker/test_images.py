@@ -614,7 +614,7 @@ def test_a_fault_of_ours_is_not_taken_for_the_pictures(monkeypatch):
     def broken(image: Image.Image) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(images, "to_array", broken)
+    monkeypatch.setattr("worker.images.decoding.to_array", broken)
     with pytest.raises(TypeError, match="a bug"):
         decode(example("PNG"))
 

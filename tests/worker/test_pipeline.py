@@ -15,7 +15,7 @@ import pytest
 from helpers import pipeline, run_line
 from PIL import Image, ImageFile
 
-import worker.images
+import worker.images.decoding
 from vdsr import Upscaler
 from vdsr.errors import CheckpointError
 from worker.jobs import Image as JobImage
@@ -261,13 +261,13 @@ def test_neither_pictures_nor_their_failures_are_kept(folder: Path, monkeypatch:
     for n in range(5):
         Image.new("LAB", (90, 90)).save(folder / f"lab-{n}.tif")
     pictures: list[weakref.ref[object]] = []
-    convert = worker.images.to_array
+    convert = worker.images.decoding.to_array
 
     def seen(image: Image.Image) -> object:
         pictures.append(weakref.ref(image))
         return convert(image)
 
-    monkeypatch.setattr("worker.images.to_array", seen)
+    monkeypatch.setattr("worker.images.decoding.to_array", seen)
     gc.disable()
     try:
         rows = run_line(pipeline(folder), names(folder))

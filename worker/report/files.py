@@ -77,6 +77,7 @@ def summary(job: Job, state: State | None, figures: Figures) -> dict[str, Any]:
         "source": source,
         "destination": target,
         "command": command(job),
+        "target": job.options.target,
         "options": {field.name: getattr(job.options, field.name) for field in fields(Options)},
         "model": {"version": job.model.version, "sha256": job.model.sha256, "follow": job.follow},
         "models_used": dict(figures.models.most_common()),
@@ -105,8 +106,9 @@ def summary(job: Job, state: State | None, figures: Figures) -> dict[str, Any]:
 
 def command(job: Job) -> str:
     """The command that asks for the same job again."""
-    words = ["vdsr", "submit", *job.places, "--scale", f"{job.options.scale:g}"]
+    words = ["vdsr", "submit", *job.places, *([] if job.options.sized else ["--scale", f"{job.options.scale:g}"])]
     flags = {"reference_key": None, "scale": None, "recursive": "--no-recursive", "score": "--no-score"}
+    flags["max_megapixels"] = "--max-mp"
     for field in fields(Options):
         value, name = getattr(job.options, field.name), field.name
         if value == field.default or flags.get(name, "") is None:
@@ -115,7 +117,7 @@ def command(job: Job) -> str:
             words.append(flags.get(name) or f"--{name.replace('_', '-')}")
         else:
             for each in value if isinstance(value, tuple) else [value]:
-                words += [f"--{name.replace('_', '-')}", str(each)]
+                words += [flags.get(name) or f"--{name.replace('_', '-')}", str(each)]
     words += ["--model", "follow" if job.follow else job.model.version]
     return shlex.join(words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdsr.color import rgb_to_ycbcr
-from vdsr.errors import ImageError
+from vdsr.errors import ImageError, ImageUnsupported
 from vdsr.resize import plan_bicubic
 from worker.errors import StorageError, StorageUnavailable
 from worker.images import decode
 from worker.jobs import Job, Outcome
 from worker.settings import Settings
+from worker.sizing import scale_for
 from worker.storage import Storage
 
 SIDE = 480
@@ -50,7 +52,11 @@ def sample(row: Outcome, job: Job, settings: Settings, *, source: Storage, targe
     except (ImageError, StorageError, StorageUnavailable) as exc:
         return Sample(row, missing=str(exc))
     lr, sr = _rgb(lr), _rgb(sr)
-    scale = job.options.scale
+    scale: float | None = None
+    with suppress(ImageUnsupported):
+        scale = scale_for(job.options, lr.shape[:2])
+    if not scale:
+        return Sample(row, missing="source and output are no longer those of this job")
     plan = plan_bicubic(lr.shape[:2], scale=scale)
     if plan.size != sr.shape[:2]:
         return Sample(row, missing="source and output are no longer those of this job")
