@@ -9,7 +9,7 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-quality test-faults soak check audit format train bench screenshots clean
+.PHONY: help setup demo docs test test-quality test-faults soak check audit sbom format train bench screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 
 	$(BIN)/python -m pytest -m quality
 
 test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what it cost (half an hour)
-	$(BIN)/python -m pytest -m "faults or not faults" tests/faults
+	$(BIN)/python -m pytest -m "faults or not faults" tests/faults tests/worker/test_formats.py
 
 soak: $(READY) ## Mixed jobs under random faults for half an hour (MINUTES=30)
 	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
@@ -45,9 +45,17 @@ check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
-audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev)
-	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev; REQUIRE=1 must)
+	@test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet pip-audit
+	$(PYTHON) .ci/audit.py build/audit/bin/pip-audit $(if $(REQUIRE),--require)
+
+sbom: $(READY) ## List what is installed in .venv as CycloneDX, into build/sbom.json, and check the list
+	@test -x build/sbom/bin/cyclonedx-py || $(PYTHON) -m venv build/sbom
+	@build/sbom/bin/python -m pip install --quiet cyclonedx-bom
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --validate \
+		-o build/sbom.json $(BIN)/python
+	$(BIN)/python .ci/check_sbom.py build/sbom.json
 
 format: $(READY) ## Put the code into shape
 	$(BIN)/ruff check --fix .

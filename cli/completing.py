@@ -37,16 +37,20 @@ def _offer(words: Callable[[str], list[CompletionItem]]) -> Callable[..., list[C
 def jobs(incomplete: str) -> list[CompletionItem]:
     """Ids of jobs, with state and source."""
     from cli.output import printable
+    from worker.errors import NewerFormat
     from worker.ledger import Ledger
     from worker.settings import load_settings
 
     ledger = Ledger(load_settings().redis_url)
     ids = [job_id for job_id in ledger.job_ids() if job_id.startswith(incomplete)][:MOST]
-    records = [ledger.record(job_id) for job_id in ids]
-    return [
-        CompletionItem(r.job.id, help=f"{r.state.value} {printable(r.job.places[0]).replace(':', ' ')}")
-        for r in records
-    ]
+    items = []
+    for job_id in ids:
+        with suppress(NewerFormat):
+            r = ledger.record(job_id)
+            items.append(
+                CompletionItem(r.job.id, help=f"{r.state.value} {printable(r.job.places[0]).replace(':', ' ')}")
+            )
+    return items
 
 
 @_offer

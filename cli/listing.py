@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import click
 
 from cli.options import as_json
@@ -20,8 +23,8 @@ def command(as_json: bool) -> int:
 
     settings = load_settings()
     client, runs = Client.connect(settings), RunLedger(settings.redis_url)
-    summaries = [summarise(client.ledger.record(job_id)) for job_id in client.ledger.job_ids()]
-    trainings = [run_facts(runs.record(run_id)) for run_id in runs.run_ids()]
+    summaries = list(_known(lambda job_id: summarise(client.ledger.record(job_id)), client.ledger.job_ids()))
+    trainings = list(_known(lambda run_id: run_facts(runs.record(run_id)), runs.run_ids()))
     if as_json:
         print_json(summaries + trainings)
         return 0
@@ -39,6 +42,17 @@ def command(as_json: bool) -> int:
             steps = f"{t['progress'].get('step', 0):,}/{t['recipe']['steps']:,}"
             table.append((t["id"], t["state"], steps, printable(t["version"]), ", ".join(map(printable, t["data"]))))
         click.echo(aligned(table))
-    if not (summaries or trainings):
+    if not (client.ledger.job_ids() or trainings):
         click.echo("no jobs yet; see 'vdsr submit --help'", err=True)
     return 0
+
+
+def _known(look: Callable[[str], dict[str, Any]], ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What there is to tell of each, but for those of newer versions, which are named on stderr."""
+    from worker.errors import NewerFormat
+
+    for each in ids:
+        try:
+            yield look(each)
+        except NewerFormat as exc:
+            click.echo(f"left out: {exc}", err=True)

@@ -135,6 +135,7 @@ def _failed(exc: Exception) -> int:
     codes: list[tuple[type[Exception], int]] = [
         (errors.NothingMatched, 7),
         (errors.UsageError, 2),
+        (errors.NewerFormat, 2),
         (errors.NotFound, 5),
         (errors.TransientError, 6),
         (errors.StorageError, 6),

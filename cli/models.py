@@ -102,8 +102,11 @@ def show(name: str | None, as_json: bool) -> int:
 @click.argument("path", type=FILE)
 @click.option("--version", "version_", help="Name of these weights  [default: the one in their header]")
 @click.option("--promote", "promoting", is_flag=True, help="Put them into production at once.")
-def publish(path: Path, version_: str | None, promoting: bool) -> int:
+@click.option("--sign-key", type=FILE, help="Sign them by this private key  [default: VDSR_MODEL_SIGN_KEY]")
+def publish(path: Path, version_: str | None, promoting: bool, sign_key: Path | None) -> int:
     """Add the checkpoint in PATH to the registry, as candidate."""
+    from dataclasses import replace
+
     from cli.output import say
     from vdsr import checkpoint
     from worker.registry import CANDIDATE, PRODUCTION, Registry
@@ -111,6 +114,7 @@ def publish(path: Path, version_: str | None, promoting: bool) -> int:
     from worker.training.publish import publish as add
 
     settings = load_settings()
+    settings = replace(settings, model_sign_key=sign_key or settings.model_sign_key)
     registry = Registry(settings)
     identity = checkpoint.identify(path)
     name = version_ or identity.version
@@ -159,7 +163,10 @@ def rollback() -> int:
 @click.argument("name", required=False, shell_complete=versions)
 @as_json
 def verify(name: str | None, as_json: bool) -> int:
-    """Load a version, or all, and compare checksums and what they make of a known tile; exit code 3 if any is bad."""
+    """Load a version, or all; compare checksums, what they make of a known tile and, with VDSR_MODEL_KEYS, signatures.
+
+    The exit code is 3 if any is bad.
+    """
     from cli.output import print_json, printable
     from vdsr import smoke
     from vdsr.errors import CheckpointError
@@ -175,17 +182,51 @@ def verify(name: str | None, as_json: bool) -> int:
         raise NothingMatched(f"{registry.uri} has no versions; see 'vdsr models publish --help'")
     found: dict[str, str | None] = {}
     for each in names:
+        signer: str | None = None
         try:
             version = registry.version(each)
             smoke.check(Upscaler(registry.weights(version), device=settings.device), version.smoke)
             found[each] = None
+            signer = registry.signer(version)
         except CheckpointError as exc:
             found[each] = str(exc)
         if not as_json:
-            click.echo(f"{printable(each)}: {found[each] or 'good'}")
+            good = "good" if signer is None else f"good, signed by {signer}"
+            click.echo(f"{printable(each)}: {found[each] or good}")
     if as_json:
         print_json(found)
     return 3 if any(found.values()) else 0
+
+
+@command.command(epilog="Example: vdsr models keygen release.key")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+def keygen(path: Path) -> int:
+    """Make an Ed25519 key to sign models by: PATH, to be kept secret, and PATH.pub for VDSR_MODEL_KEYS of workers."""
+    from cli.output import say
+    from worker.signing import make_key
+
+    say(f"key {make_key(path)}: keep {path} where no worker is; give workers VDSR_MODEL_KEYS={path}.pub")
+    return 0
+
+
+@command.command(epilog="Example: vdsr models sign 2026.12 --sign-key release.key")
+@click.argument("name", shell_complete=versions)
+@click.option("--sign-key", type=FILE, help="The private key  [default: VDSR_MODEL_SIGN_KEY]")
+def sign(name: str, sign_key: Path | None) -> int:
+    """Vouch for a version of the registry, such as one that a training run has published."""
+    from cli.output import say
+    from worker.errors import UsageError
+    from worker.registry import Registry
+    from worker.settings import load_settings
+
+    settings = load_settings()
+    registry = Registry(settings)
+    key_file = sign_key or settings.model_sign_key
+    if key_file is None:
+        raise UsageError("no key to sign by; give --sign-key FILE, or set VDSR_MODEL_SIGN_KEY")
+    version = registry.version(name)
+    say(f"{version.name} ({version.sha256[:12]}) is signed by {registry.sign(version, key_file)}")
+    return 0
 
 
 @command.command(name="import", epilog="Example: vdsr models import VDSR.pth -o vdsr.safetensors --version theirs")
@@ -208,6 +249,8 @@ def _point(settings: Settings, registry: Registry, version: Version, alias: str)
     from cli.output import say
     from worker.registry import PRODUCTION
 
+    if alias == PRODUCTION:
+        registry.signer(version)  # workers would refuse it
     over = registry.alias(alias)
     if over is not None and over.sha256 == version.sha256:
         say(f"{version.name} is {alias} already")

@@ -28,6 +28,8 @@ PLAN = "vdsr.plan"
 UPSCALE = "vdsr.upscale"
 FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
+LAYOUT, LAYOUT_HEADER = 1, "vdsr_layout"
+"""Version of what messages say, in a header of each; a worker leaves newer ones to newer workers."""
 
 
 class App(Celery):  # type: ignore[misc]  # celery has no types
@@ -117,8 +119,12 @@ class Queue:
         """Do what is left of a training run."""
         self._send(TRAIN, run_id, queue=TRAINING)
 
-    def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0) -> None:
+    def put_back(self, name: str, args: Iterable[Any], queue: str | None, layout: int) -> None:
+        """Put a message behind all that wait, for a worker of a newer version."""
+        self._send(name, *args, queue=queue or QUEUE, priority=ORDINARY, layout=layout)
+
+    def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0, layout: int = LAYOUT) -> None:
         try:
-            self._app.send_task(name, args=args, queue=queue, priority=priority)
+            self._app.send_task(name, args=args, queue=queue, priority=priority, headers={LAYOUT_HEADER: layout})
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, closing, suppress
 from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
 from worker import stopping
-from worker.errors import JobStopped, LeaseLost, StorageError, TransientError, UsageError, WorkerStopping
+from worker.errors import JobStopped, LeaseLost, NewerFormat, StorageError, TransientError, UsageError, WorkerStopping
 from worker.jobs import Image, Job, Outcome, State, too_many_failed
 from worker.ledger import Grant, Ledger
 from worker.parts import Parts
@@ -57,8 +57,20 @@ def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = 
 
     Args:
         worker: name of this one, for the results.
+
+    Raises:
+        NewerFormat: it is a newer worker's to do; nothing of it was changed.
     """
     lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
+    try:
+        _do_leased(runtime, lease, worker)
+    except NewerFormat:  # of the job, or of what a newer worker has listed of it; nothing is begun
+        _give_back(lease, 0)
+        raise
+
+
+def _do_leased(runtime: Runtime, lease: Lease, worker: str | None) -> None:
+    job_id, chunk = lease.job_id, lease.chunk
     rows: dict[int, Outcome] = {}
     parts: Parts | None = None
     try:

@@ -24,8 +24,8 @@ PROFILE = "VDSR_PROFILE"
 CONFIG = "VDSR_CONFIG"
 NO_FILE = "none"
 HERE = "vdsr.toml"
-SERVERS = {"redis_url", "redis_ca", "s3_endpoint_url"}
-"""Where credentials go is not for HERE to say, which may have come with somebody's pictures."""
+SERVERS = {"redis_url", "redis_ca", "s3_endpoint_url", "model_keys"}
+"""Where credentials go and who is trusted is not for HERE to say, which may have come with somebody's pictures."""
 
 
 @dataclass(frozen=True)

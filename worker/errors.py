@@ -4,6 +4,7 @@ VdsrError
 ├── UsageError              you asked for something that cannot be; exit code 2
 │   ├── NothingMatched      there is no image to work on; exit code 7
 │   └── DestinationTaken    another job writes there
+├── NewerFormat             a newer version of this program wrote it; exit code 2
 ├── NotFound                no such job; exit code 5
 ├── TransientError          the moment's fault: worth trying again; exit code 6
 │   ├── BrokerUnreachable   Redis does not answer
@@ -51,6 +52,26 @@ class DestinationTaken(UsageError):
         return (
             f"job {self.job_id} is open and writes to {self.destination}, or inside or around it; wait for it "
             f"('vdsr wait {self.job_id}'), cancel it, or give another destination"
+        )
+
+
+class NewerFormat(VdsrError):
+    """A newer version of this program wrote it: a worker leaves it to newer ones, a client tells its user."""
+
+    def __init__(self, what: str, found: object, known: object) -> None:
+        """
+        Args:
+            what: "job 20261123-041502-x7qd2".
+            found: its format, or what of it is not known here.
+            known: the newest format that is.
+        """
+        super().__init__(what, found, known)
+        self.what, self.found, self.known = what, found, known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was written by a newer vdsr: it has format {self.found}, and this version knows formats up "
+            f"to {self.known}; update vdsr here (workers of the newer version go on with it)"
         )
 
 

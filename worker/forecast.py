@@ -21,7 +21,7 @@ import numpy as np
 
 from vdsr.errors import FileTooLarge, ImageEmpty, ImageError
 from vdsr.resize import scaled_size
-from worker.errors import BrokerRefused, BrokerUnreachable, NotFound, StorageError, StorageUnavailable
+from worker.errors import BrokerRefused, BrokerUnreachable, NewerFormat, NotFound, StorageError, StorageUnavailable
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, check_output, decode
 from worker.jobs import Image, Job, State
@@ -259,7 +259,7 @@ def _speeds_of_ledger(job: Job, ledger: Ledger) -> tuple[list[float], str]:
                 speeds += _speed(summarise(record))
     except (BrokerUnreachable, BrokerRefused) as exc:
         return [], str(exc)
-    except NotFound:  # one expired meanwhile
+    except (NewerFormat, NotFound):  # a newer client's, or one that expired meanwhile
         pass
     return speeds[:JOBS], "no job has been done with this Redis yet"
 

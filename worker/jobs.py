@@ -12,15 +12,17 @@ import math
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from worker.errors import UsageError
+from worker.errors import NewerFormat, UsageError
 from worker.formats import METADATA
 
 SCHEMA = 4
-"""Version of job.json, manifests, results and ledger records; a worker refuses what is newer than it knows."""
+"""Version of job.json, manifests, results and ledger records. What is newer than it knows, a worker leaves to newer
+ones; CONTRIBUTING.md says when to raise it."""
 
 
 MOST_SCALE = 16
@@ -132,8 +134,6 @@ class Options:
 
 ENOUGH = 1000
 """Images that must be listed before a share of them means something, if there are so many."""
-LATER = {"width", "height", "max_megapixels"}
-"""Options that earlier versions did not have: as long as they are not given, outputs are made of the same."""
 SHAPELESS = {
     "max_failures",
     "name_template",
@@ -146,6 +146,9 @@ SHAPELESS = {
     "score",
 }
 """Options that say which images are done and what is told of them, and not how they look."""
+FOUNDING = {"scale", "format", "quality", "metadata", "self_ensemble"}
+"""Options that have always stood in `Job.made_of`. A later one stands there only where it is not the default: what was
+made before there was such an option would else be made again after an upgrade."""
 
 
 def too_many_failed(options: Options, failed: int, listed: int, *, complete: bool) -> bool:
@@ -199,9 +202,10 @@ class Job:
             sha256: of the weights.
         """
         options = {
-            name: value
-            for name, value in dataclasses.asdict(self.options).items()
-            if name not in SHAPELESS and not (name in LATER and value is None)
+            each.name: value
+            for each in fields(Options)
+            if each.name not in SHAPELESS
+            and ((value := getattr(self.options, each.name)) != each.default or each.name in FOUNDING)
         }
         parts = [f"{self.source.rstrip('/')}/{key}", version, options, sha256]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -245,13 +249,15 @@ class Job:
         """The inverse of `to_json`; what job.json says of the job's end is left out.
 
         Raises:
-            UsageError: written by a newer version of this program.
+            NewerFormat: written by a newer version of this program. What of a job is not known cannot be left out.
         """
         raw = json.loads(text)
         raw.pop("ended", None)
-        if raw["schema"] > SCHEMA:
-            raise UsageError(f"job {raw['id']} has format {raw['schema']}, newer than {SCHEMA}; update this worker")
         options = raw["options"]
+        unknown = unknown_names(cls, raw) | unknown_names(Options, options)
+        if raw["schema"] > SCHEMA or unknown:
+            with_them = f"{raw['schema']} with {', '.join(sorted(unknown))}" if unknown else raw["schema"]
+            raise NewerFormat(f"job {raw['id']}", with_them, SCHEMA)
         for name in ("include", "exclude"):
             options[name] = tuple(options[name])
         raw["options"] = Options(**options)
@@ -314,9 +320,18 @@ class Outcome:
     @classmethod
     def from_json(cls, text: str) -> Outcome:
         """The inverse of `to_json`."""
-        raw = json.loads(text)
-        raw["notes"] = tuple(raw["notes"])
-        return cls(**raw)
+        raw = known_part(cls, json.loads(text))
+        return cls(**{**raw, "notes": tuple(raw["notes"])})
+
+
+def unknown_names(kind: type[Any], raw: Mapping[str, Any]) -> set[str]:
+    """Names in a record that a dataclass of this version has not."""
+    return set(raw) - {each.name for each in fields(kind)}
+
+
+def known_part(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what a newer version has added to it, where that may be left out: it tells, and asks nothing."""
+    return {name: value for name, value in raw.items() if name not in unknown_names(kind, raw)}
 
 
 def new_job_id() -> str:

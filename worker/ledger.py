@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker import scripts
-from worker.errors import DestinationTaken, JobStopped, LeaseLost, NotFound
+from worker.errors import DestinationTaken, JobStopped, LeaseLost, NewerFormat, NotFound
 from worker.fleet import PROMOTED
-from worker.jobs import Job, Outcome, State
+from worker.jobs import SCHEMA, Job, Outcome, State
 from worker.redis_client import RedisClient
 
 KEEP_S = 30 * 24 * 3600
@@ -169,9 +169,15 @@ class Ledger:
         return bool(self._run(scripts.REST, job_id, ("open",), low_water))
 
     def lease(self, job_id: str, chunk: int, token: str, lease_s: float) -> Grant | None:
-        """Own a chunk for a while; None if it is done or another's, or if its job has ended with nothing to drain."""
+        """Own a chunk for a while; None if it is done or another's, or if its job has ended with nothing to drain.
+
+        Raises:
+            NewerFormat: a newer version of this program submitted the job.
+        """
         keys = (*_keys(job_id, "job", "open", "lease", "done", f"progress:{chunk}"), PROMOTED)
-        verdict, *answer = self._redis.run(scripts.PRELUDE + scripts.LEASE, keys, chunk, token, lease_s)
+        verdict, *answer = self._redis.run(scripts.PRELUDE + scripts.LEASE, keys, chunk, token, lease_s, SCHEMA)
+        if verdict == "newer":
+            raise NewerFormat(f"job {job_id}", answer[0], SCHEMA)
         if verdict not in ("granted", "drain"):
             return None
         spec, flat, serial = answer
@@ -346,6 +352,7 @@ class Ledger:
 
         Raises:
             NotFound: no such job.
+            NewerFormat: a newer version of this program submitted it.
         """
         raw = self._do("hgetall", _key(job_id, "job"))
         if not raw or "spec" not in raw:

@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from worker.errors import NotFound, ObjectNotFound, UsageError
-from worker.jobs import SCHEMA, Image, Job, Outcome, State
+from worker.errors import NewerFormat, NotFound, ObjectNotFound, UsageError
+from worker.jobs import SCHEMA, Image, Job, Outcome, State, known_part
 from worker.settings import Settings
 from worker.storage import Storage
 from worker.uris import open_storage
@@ -41,17 +41,27 @@ class Part:
 class Parts:
     """Reads and writes the record of one job."""
 
-    def __init__(self, job: Job, settings: Settings) -> None:
-        self.job = job
-        self.storage: Storage = open_storage(record_uri(job), settings)
+    def __init__(self, job: Job, settings: Settings, *, destination: str | None = None) -> None:
+        """
+        Args:
+            destination: where the outputs and the record lie now; None where the job has put them.
+        """
+        self.job, self.destination = job, (destination or job.destination).rstrip("/")
+        self.storage: Storage = open_storage(f"{self.destination}/.vdsr/{job.id}", settings)
 
     @classmethod
-    def at(cls, destination: str, job_id: str, settings: Settings) -> tuple[Parts, State | None]:
+    def at(
+        cls, destination: str, job_id: str, settings: Settings, *, moved: bool = False
+    ) -> tuple[Parts, State | None]:
         """The record of a job from its destination alone, and the state in which it ended, if it has.
+
+        Args:
+            moved: whether it may have been written for another destination, and lie here as a copy that is only read.
 
         Raises:
             NotFound: there is no readable record of such a job.
-            UsageError: it was written by a newer version of this program, or for another destination.
+            NewerFormat: it was written by a newer version of this program.
+            UsageError: it was written for another destination.
         """
         place = f"{destination.rstrip('/')}/.vdsr/{job_id}"
         try:
@@ -62,13 +72,13 @@ class Parts:
             raise NotFound(f"there is no {place}/job.json; see {destination}/.vdsr for the jobs of that place") from exc
         except DAMAGED as exc:
             raise NotFound(f"{place}/job.json cannot be read: {exc}") from exc
-        if record_uri(job) != place:
+        if record_uri(job) != place and not moved:
             raise UsageError(f"{place} was written for {record_uri(job)}; put it back there, or submit a new job")
-        return cls(job, settings), state
+        return cls(job, settings, destination=destination), state
 
     def add_manifest(self, chunk: int, part: Part) -> Part:
         """Write a part if there is none; the part that lies there now."""
-        header = {"schema": SCHEMA, "ignored": part.ignored, "cursor": part.cursor, "last": part.last}
+        header = {"schema": self.job.schema, "ignored": part.ignored, "cursor": part.cursor, "last": part.last}
         rows = [header, *(dataclasses.asdict(image) for image in part.images)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if self.storage.create(_name("manifest", chunk), text.encode()):
@@ -76,9 +86,16 @@ class Parts:
         return self.manifest(chunk)
 
     def manifest(self, chunk: int) -> Part:
-        """A part of the manifest."""
+        """A part of the manifest.
+
+        Raises:
+            NewerFormat: written by a newer version of this program.
+        """
         header, *rows = map(json.loads, self.storage.read(_name("manifest", chunk)).splitlines())
-        images = tuple(Image(**{**row, "problem": tuple(row["problem"]) if row["problem"] else None}) for row in rows)
+        if header["schema"] > SCHEMA:
+            raise NewerFormat(f"job {self.job.id}", header["schema"], SCHEMA)
+        known = [known_part(Image, row) for row in rows]
+        images = tuple(Image(**{**row, "problem": tuple(row["problem"]) if row["problem"] else None}) for row in known)
         return Part(images=images, ignored=header["ignored"], cursor=header["cursor"], last=header["last"])
 
     def add_results(self, chunk: int, rows: Sequence[Outcome]) -> list[Outcome]:

@@ -11,7 +11,7 @@ from worker.uris import resolve
 
 
 def find_parts(job: str, chosen: str | None, settings: Settings) -> tuple[Parts, State | None]:
-    """The record of a job, and the state in which it ended, if it has.
+    """The record of a job, to be read, and the state in which it ended, if it has; it may have been moved or copied.
 
     Args:
         job: an id, which Redis must know, or a destination.
@@ -29,4 +29,4 @@ def find_parts(job: str, chosen: str | None, settings: Settings) -> tuple[Parts,
         if not known:
             raise NotFound(f"there is no record of a job at {destination}; give the destination of a job, or its id")
         chosen = known[-1]
-    return Parts.at(destination, chosen, settings)
+    return Parts.at(destination, chosen, settings, moved=True)

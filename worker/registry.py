@@ -2,6 +2,7 @@
 
     versions/NAME/weights.safetensors   created once
     versions/NAME/version.json          created once, last: a version without it does not exist
+    versions/NAME/signatures/           who vouches for it (worker.signing)
     aliases/production.json             the version in use, and those before it; changed by compare-and-swap only
     aliases/candidate.json              the version that was published last without being promoted
 
@@ -20,10 +21,12 @@ import re
 import time
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from vdsr import checkpoint
 from vdsr.errors import CheckpointError, VdsrError
+from worker import signing
 from worker.errors import NotFound, ObjectNotFound, UsageError
 from worker.settings import Settings
 from worker.storage import Storage
@@ -91,6 +94,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self.uri = resolve(settings.registry, settings, beside=Place("file", "", "/")).uri
         self.storage: Storage = open_storage(self.uri, settings)
+        self._keys, self._sign_key = settings.model_keys, settings.model_sign_key
 
     def publish(self, data: bytes, *, name: str, smoke: str, metrics: dict[str, Any]) -> Version:
         """Add a version; the same again changes nothing.
@@ -117,8 +121,30 @@ class Registry:
         if not self.storage.create(weights, data) and self.storage.read(weights) != data:
             raise VersionExists(f"{self.uri} has other weights named {name!r}; choose another --version")
         if not self.storage.create(_version_key(name), _json(dataclasses.asdict(version))):
-            return self.version(name)
+            version = self.version(name)
+        if self._sign_key:
+            self.sign(version, self._sign_key)
         return version
+
+    def sign(self, version: Version, key_file: Path) -> str:
+        """Vouch for a version by a private key; the key's fingerprint.
+
+        Raises:
+            CheckpointError: its weights are not what was published.
+            UsageError: no usable key.
+        """
+        self._intact(version)
+        return signing.sign(self.storage, version.name, version.sha256, key_file)
+
+    def signer(self, version: Version) -> str | None:
+        """Which trusted key has signed a version; None where none is asked for, and for the weights that ship.
+
+        Raises:
+            Untrusted: one is asked for, and none has.
+        """
+        if self._keys is None or version.sha256 == checkpoint.identify().sha256:
+            return None
+        return signing.check(self.storage, version.name, version.sha256, self._keys)
 
     def version(self, name: str) -> Version:
         """A version by its name, or by an alias.
@@ -161,11 +187,15 @@ class Registry:
         return sorted(key.split("/")[1] for key in keys if re.fullmatch(r"versions/[^/]+/version\.json", key))
 
     def weights(self, version: Version) -> bytes:
-        """A version's checkpoint, its digest verified.
+        """A version's checkpoint, its digest verified, and its signature where VDSR_MODEL_KEYS asks for one.
 
         Raises:
-            CheckpointError: it is gone, or not what was published.
+            CheckpointError: it is gone, not what was published, or by nobody who is trusted.
         """
+        self.signer(version)
+        return self._intact(version)
+
+    def _intact(self, version: Version) -> bytes:
         try:
             data = self.storage.read(_weights_key(version.name))
         except ObjectNotFound as exc:

@@ -91,12 +91,14 @@ redis.call('ZREM', KEYS[1], 'plan')
 return 1
 """
 
-# KEYS: job, open, lease, done, progress, promoted. ARGV: chunk, token, lease_s.
+# KEYS: job, open, lease, done, progress, promoted. ARGV: chunk, token, lease_s, SCHEMA.
 # -> {verdict, spec, progress as a flat list, serial of the last promotion}; the verdict is 'granted', 'drain' (write
-# down what is recorded, do no more) or why not.
+# down what is recorded, do no more) or why not. {'newer', its format}: nothing is changed.
 LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end
+local schema = cjson.decode(redis.call('HGET', KEYS[1], 'spec')).schema or 0
+if schema > tonumber(ARGV[4]) then return {'newer', schema} end
 if tonumber(ARGV[1]) >= tonumber(redis.call('HGET', KEYS[1], 'planned')) then return {'unplanned'} end
 if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then
   redis.call('ZREM', KEYS[2], ARGV[1])

@@ -55,6 +55,10 @@ class Settings:
     folder."""
     runs: str = ""
     """Where training runs keep their files; in S3 if several nodes train; unset: `runs` in the state folder."""
+    model_keys: Path | None = None
+    """A file of public keys (PEM): only published models that one of them has signed are used; unset: any."""
+    model_sign_key: Path | None = None
+    """The private key (PEM) that signs what this process publishes; unset: nothing is signed."""
     cache_dir: Path = Path("~/.cache/vdsr")
     """What may be deleted: fetched training images, and arrays made from them."""
     max_pixels: int = 100_000_000

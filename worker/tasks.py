@@ -12,50 +12,57 @@ from worker.jobs import State
 from worker.ledger import FINISH
 from worker.plan import plan_job
 from worker.runtime import runtime
+from worker.taking import taking
 
 MOST_CHUNKS = 1 << 32
 """As many bits as a bitmap of Redis has."""
 
 
-@shared_task(name=app.PLAN)  # type: ignore[untyped-decorator]  # celery has no types
-def plan(job_id: str) -> None:
+@shared_task(name=app.PLAN, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def plan(self: Task, job_id: str) -> None:
     """List more of a job's source, and queue the chunks."""
     _check(job_id)
     here = runtime()
-    try:
-        plan_job(
-            here.ledger,
-            job_id,
-            here.settings,
-            choose_device(here.settings.device).type,
-            lambda chunk: here.queue.upscale(job_id, chunk),
-        )
-    except HOPELESS as exc:
-        here.ledger.stop(job_id, State.FAILED, str(exc))
-        here.queue.member(job_id, FINISH)
+    with taking(self.request, here.queue):
+        try:
+            plan_job(
+                here.ledger,
+                job_id,
+                here.settings,
+                choose_device(here.settings.device).type,
+                lambda chunk: here.queue.upscale(job_id, chunk),
+            )
+        except HOPELESS as exc:
+            here.ledger.stop(job_id, State.FAILED, str(exc))
+            here.queue.member(job_id, FINISH)
 
 
 @shared_task(name=app.UPSCALE, bind=True)  # type: ignore[untyped-decorator]  # as above
 def upscale(self: Task, job_id: str, chunk: int) -> None:
     """Do a chunk of a job."""
     _check(job_id, chunk)
-    do_chunk(runtime(), job_id, chunk, worker=self.request.hostname)
+    here = runtime()
+    with taking(self.request, here.queue):
+        do_chunk(here, job_id, chunk, worker=self.request.hostname)
 
 
-@shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above
-def finish(job_id: str) -> None:
+@shared_task(name=app.FINISH, bind=True)  # type: ignore[untyped-decorator]  # as above
+def finish(self: Task, job_id: str) -> None:
     """Write a job's last record and close it."""
     _check(job_id)
     here = runtime()
-    finish_job(here.ledger, job_id, here.settings)
+    with taking(self.request, here.queue):
+        finish_job(here.ledger, job_id, here.settings)
 
 
-@shared_task(name=app.TRAIN)  # type: ignore[untyped-decorator]  # as above
-def train(run_id: str) -> None:
+@shared_task(name=app.TRAIN, bind=True)  # type: ignore[untyped-decorator]  # as above
+def train(self: Task, run_id: str) -> None:
     """Do what is left of a training run."""
     from worker.training.task import do_training
 
-    do_training(runtime(), run_id)
+    here = runtime()
+    with taking(self.request, here.queue):
+        do_training(here, run_id)
 
 
 def _check(job_id: str, chunk: int = 0) -> None:

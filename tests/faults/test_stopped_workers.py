@@ -122,3 +122,20 @@ def test_without_the_remapped_signal_a_worker_ends_behind_its_image_too(fleet: R
     assert time.monotonic() - began < GRACE_S / 2
     assert fleet.leases(job_id) == {}
     assert 2 <= fleet.counted(job_id) < 14
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_asked_to_stop_in_the_last_image_of_a_chunk_ends_behind_it(fleet: Rig, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.effect_noise((640, 480), 60).save(photos / "only.png")
+    job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
+    wait_until(lambda: fleet.progress(job_id).get("try:0") == "1")
+
+    began = time.monotonic()
+    fleet.nodes[0].ask_to_stop()
+    wait_until(lambda: fleet.nodes[0].ended, GRACE_S * 2)
+
+    assert time.monotonic() - began < GRACE_S - 10
+    assert fleet.counted(job_id) == 1
+    assert list((tmp_path / "out").glob("*.png"))

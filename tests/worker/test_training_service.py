@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
 import boto3
 import pytest
 import torch
-from helpers import Service, kill, make_photos, published, wait_until
+from helpers import Service, children_of, kill, make_photos, published, wait_until
 
 from vdsr import checkpoint
 from vdsr.data import split
 from vdsr.training.recipe import read_recipe
-from worker.errors import JobStopped, LeaseLost, NotFound, UsageError
+from worker.app import TRAINING, Queue
+from worker.embedded import guarded, worker_command
+from worker.errors import JobStopped, LeaseLost, NewerFormat, NotFound
 from worker.jobs import SCHEMA, State
 from worker.registry import CANDIDATE, PRODUCTION, Registry
+from worker.settings import load_settings
 from worker.training.dataset import read_dataset
 from worker.training.ledger import RunLedger, RunRecord
 from worker.training.publish import shortfall
@@ -107,6 +112,35 @@ def test_a_better_run_is_promoted_and_used(training: Service, ledger: RunLedger,
     assert record.result["publication"] == {"version": run.version, "promoted": True, "reason": "it is better"}
     assert {row.model for row in training.rows(job).values()} == {record.result["sha256"]}
     Path(registry.uri, "aliases/production.json").unlink()
+
+
+@pytest.mark.faults
+def test_a_training_worker_that_is_asked_to_stop_saves_and_ends_at_once(
+    training: Service, quiet_redis_url: str, photos: Path, tmp_path: Path
+) -> None:
+    quiet = RunLedger(quiet_redis_url)
+    grace = {"VDSR_REDIS_URL": quiet_redis_url, "VDSR_GRACE_S": "60", "VDSR_LEASE_S": "120"}
+    run = drafted(training, photos, steps=100_000)
+    quiet.create(run)
+    command = worker_command(name="leaving@%h", queue=TRAINING)
+    environment = training.environment | grace
+    with guarded(command, log=tmp_path / "leaving.log", cwd=tmp_path, env=environment) as worker:
+        wait_until(lambda: quiet.sweep(queue_empty=True) == [run.id], 60)
+        Queue(load_settings(environment)).train(run.id)
+        wait_until(lambda: quiet.record(run.id).progress.get("step", 0) >= 3, 180)
+        (celery,) = children_of(worker.pid)
+        began = time.monotonic()
+        os.kill(celery, signal.SIGTERM)
+        worker.wait(120)
+
+    took = time.monotonic() - began
+    step = quiet.record(run.id).progress["step"]
+    saved = torch.load(Path(run.folder, "state.pt"), weights_only=True)
+    assert took < 30, took  # of 60
+    assert saved["step"] >= step
+    assert "goes back with its state saved" in (tmp_path / "leaving.log").read_text()
+    assert quiet.lease(run.id, "next", 5) is not None  # at once, though the lease would last for two minutes
+    quiet.end(run.id, State.CANCELLED)
 
 
 def test_a_run_whose_worker_is_killed_goes_on_and_comes_to_the_same_weights(
@@ -298,7 +332,7 @@ def test_a_record_of_a_newer_version_is_refused() -> None:
     run = Run("train-x", ("/d",), 1, read_recipe("paper"), "v", "", "/f")
     assert Run.from_json(run.to_json()) == run
 
-    with pytest.raises(UsageError, match="format 99"):
+    with pytest.raises(NewerFormat, match="format 99"):
         Run.from_json(run.to_json().replace(f'"schema": {SCHEMA}', '"schema": 99'))
 
 

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import fields
+from contextlib import ExitStack, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vdsr import __version__
 from vdsr.evaluate import PROTOCOL
+from worker.errors import StorageError
 from worker.jobs import Job, Options, Outcome, State
 from worker.parts import Parts
 from worker.report.figures import Distribution, Figures, gather
 from worker.report.page import render
 from worker.report.samples import Sample, sample
 from worker.settings import Settings
+from worker.storage import Storage
+from worker.storage.local import LocalStorage
 from worker.uris import open_storage
 
 READERS = 8
@@ -60,7 +65,7 @@ def write_report(parts: Parts, state: State | None, page: Path, settings: Settin
 
         figures = gather(_rows(parts), keep)
     listed = sum(1 for _ in parts.chunks("manifest"))
-    samples = _samples(figures, parts.job, settings) if pictures else {}
+    samples = _samples(figures, parts, page, settings) if pictures else {}
     facts = summary(parts.job, state, figures)
     (page.parent / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
     page.write_text(render(facts, figures, samples, chunks=listed), "utf-8")
@@ -131,13 +136,26 @@ def _rows(parts: Parts) -> Iterator[Outcome]:
                 yield from rows
 
 
-def _samples(figures: Figures, job: Job, settings: Settings) -> dict[str, Sample]:
+def _samples(figures: Figures, parts: Parts, page: Path, settings: Settings) -> dict[str, Sample]:
     """By key."""
-    source, target = open_storage(job.source, settings), open_storage(job.destination, settings)
+    job = parts.job
+    source, target = open_storage(job.source, settings), open_storage(parts.destination, settings)
     rows = {row.key: row for row in (*figures.best, *figures.worst)}
+
+    def look(row: Outcome) -> Sample:
+        found = sample(row, job, settings, source=source, target=target)
+        return replace(found, link=_link(row, target, page))
+
     with ThreadPoolExecutor(2) as readers:  # a picture of 64 megapixels takes half a gigabyte
-        found = readers.map(lambda row: sample(row, job, settings, source=source, target=target), rows.values())
-        return dict(zip(rows, found, strict=True))
+        return dict(zip(rows, readers.map(look, rows.values()), strict=True))
+
+
+def _link(row: Outcome, target: Storage, page: Path) -> str:
+    """From the page to an output on the same disk; it holds as long as the two keep their places to each other."""
+    with suppress(StorageError):
+        if isinstance(target, LocalStorage) and target.exists(row.output):
+            return quote(os.fsencode(os.path.relpath(Path(target.uri, row.output), page.parent.absolute())))
+    return ""
 
 
 def _spread(distribution: Distribution) -> dict[str, float | None]:

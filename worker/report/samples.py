@@ -40,6 +40,8 @@ class Sample:
     width: int = 0
     height: int = 0
     missing: str = ""
+    link: str = ""
+    """To the whole output, from the page; empty where it is not on the page's disk."""
 
 
 def sample(row: Outcome, job: Job, settings: Settings, *, source: Storage, target: Storage) -> Sample:

@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from worker.errors import JobStopped, LeaseLost, NotFound
-from worker.jobs import State
+from worker.errors import JobStopped, LeaseLost, NewerFormat, NotFound
+from worker.jobs import SCHEMA, State
 from worker.ledger import KEEP_S, PATIENCE_S, QUEUED_S
 from worker.redis_client import RedisClient
 from worker.training.runs import Run
@@ -37,10 +37,12 @@ redis.call('SADD', KEYS[3], ARGV[2])
 return 1
 """
 
-# KEYS: run. ARGV: token, lease_s. -> {verdict, spec, leases}
+# KEYS: run. ARGV: token, lease_s, SCHEMA. -> {verdict, spec, leases}, or {'newer', its format}: nothing is changed
 _LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end
+local schema = cjson.decode(redis.call('HGET', KEYS[1], 'spec')).schema or 0
+if schema > tonumber(ARGV[3]) then return {'newer', schema} end
 if ended(state) then return {'ended'} end
 local owner = redis.call('HGET', KEYS[1], 'token')
 if owner and owner ~= ARGV[1] and tonumber(redis.call('HGET', KEYS[1], 'deadline')) > now then return {'leased'} end
@@ -132,8 +134,13 @@ class RunLedger:
         """Own a run for a while: its record as JSON, and how often it was taken, this time included, since it got on.
 
         None if it is another's or has ended.
+
+        Raises:
+            NewerFormat: a newer version of this program submitted it.
         """
-        verdict, *answer = self._redis.run(_PRELUDE + _LEASE, (_key(run_id),), token, lease_s)
+        verdict, *answer = self._redis.run(_PRELUDE + _LEASE, (_key(run_id),), token, lease_s, SCHEMA)
+        if verdict == "newer":
+            raise NewerFormat(f"run {run_id}", answer[0], SCHEMA)
         return (answer[0], int(answer[1])) if verdict == "granted" else None
 
     def beat(self, run_id: str, token: str, lease_s: float, step: int, progress: dict[str, Any]) -> None:
@@ -219,7 +226,7 @@ class RunLedger:
     def in_folder(self, folder: str) -> str | None:
         """The run that is queued or being trained in a folder, if there is one."""
         for run_id in self._redis.do("smembers", OPEN):
-            with suppress(NotFound):
+            with suppress(NotFound, NewerFormat):
                 record = self.record(run_id)
                 if record.run.folder == folder and not record.state.ended:
                     return str(run_id)

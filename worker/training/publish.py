@@ -19,6 +19,7 @@ from worker.errors import NotFound, TransientError
 from worker.fleet import Fleet
 from worker.registry import CANDIDATE, PRODUCTION, Alias, AliasMoved, Registry, Version
 from worker.settings import Settings
+from worker.signing import Untrusted
 from worker.training.runs import Run
 from worker.training.work import Trained
 
@@ -88,6 +89,11 @@ def publish_run(
         over = registry.alias(PRODUCTION)
         if over is not None and over.sha256 == version.sha256:
             return Verdict(version.name, True, "it is in production already")
+        try:
+            registry.signer(version)
+        except Untrusted as exc:
+            _point_candidate(registry, version)
+            return Verdict(version.name, False, str(exc))
         reason = shortfall(figures, *_incumbent(registry, over, trained))
         if reason and not force:
             _point_candidate(registry, version)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vdsr.training.recipe import Recipe
-from worker.errors import UsageError
-from worker.jobs import SCHEMA, new_job_id
+from worker.errors import NewerFormat
+from worker.jobs import SCHEMA, new_job_id, unknown_names
 
 PREFIX = "train-"
 """Of every run's id, so that commands know a run from a job."""
@@ -50,11 +50,13 @@ class Run:
         """The inverse of `to_json`.
 
         Raises:
-            UsageError: written by a newer version of this program.
+            NewerFormat: written by a newer version of this program.
         """
         raw: dict[str, Any] = json.loads(text)
-        if raw["schema"] > SCHEMA:
-            raise UsageError(f"run {raw['id']} has format {raw['schema']}, newer than {SCHEMA}; update this worker")
+        unknown = unknown_names(cls, raw)
+        if raw["schema"] > SCHEMA or unknown:
+            with_them = f"{raw['schema']} with {', '.join(sorted(unknown))}" if unknown else raw["schema"]
+            raise NewerFormat(f"run {raw['id']}", with_them, SCHEMA)
         return cls(**{**raw, "data": tuple(raw["data"]), "recipe": Recipe.from_dict(raw["recipe"])})
 
 

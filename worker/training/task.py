@@ -14,7 +14,8 @@ from typing import Any
 
 from vdsr.errors import VdsrError
 from vdsr.training.run import Progress
-from worker.errors import JobStopped, LeaseLost, TransientError
+from worker import stopping
+from worker.errors import JobStopped, LeaseLost, NewerFormat, TransientError, WorkerStopping
 from worker.jobs import State
 from worker.renewal import Renewal
 from worker.runtime import Runtime
@@ -48,10 +49,16 @@ def do_training(runtime: Runtime, run_id: str) -> None:
         log.warning("run %s pauses: %s", run_id, exc)
         with suppress(TransientError):  # the sweeper finds it either way, and queues it again in a while
             lease.release(blameless=True)
-    except SystemExit:  # asked to stop: another worker goes on from the last state
+    except NewerFormat:
         with suppress(TransientError):
-            if lease.release(blameless=True):
-                runtime.queue.train(run_id)
+            lease.release(blameless=True)
+        raise
+    except WorkerStopping:
+        log.info("asked to stop: run %s goes back with its state saved", run_id)
+        _give_back(runtime, lease)
+        stopping.leave()
+    except SystemExit:  # the grace time is over, in one long step: another worker goes on from the last state
+        _give_back(runtime, lease)
         raise
     except Exception as exc:
         if isinstance(exc, VdsrError):
@@ -60,6 +67,13 @@ def do_training(runtime: Runtime, run_id: str) -> None:
             log.exception("run %s met a fault of this program", run_id)
         with suppress(LeaseLost, TransientError):
             lease.end(State.FAILED, error=str(exc) if isinstance(exc, VdsrError) else repr(exc))
+
+
+def _give_back(runtime: Runtime, lease: RunLease) -> None:
+    """Leave a run to others at once, if it is still ours."""
+    with suppress(TransientError):
+        if lease.release(blameless=True):
+            runtime.queue.train(lease.run_id)
 
 
 def _trained(runtime: Runtime, lease: RunLease, spec: str, leases: int) -> dict[str, Any]:
@@ -96,10 +110,12 @@ class RunLease:
 
     def on_image(self, done: int, total: int) -> None:
         """So many training images are ready."""
+        stopping.check()
         self.tell(phase="reading images", done=done, total=total)
 
     def on_progress(self, progress: Progress) -> None:
-        """A step is done."""
+        """A step is done; what this raises has the run's state saved."""
+        stopping.check()
         self.tell(phase="training", **facts(progress))
 
     def tell(self, **told: Any) -> None:
