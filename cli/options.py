@@ -112,6 +112,7 @@ def read_options(
     self_ensemble: bool,
     reference: str | None,
     score: bool,
+    priority: str = "normal",
 ) -> Any:
     """worker.jobs.Options of the command's words."""
     from worker.jobs import Options
@@ -129,5 +130,6 @@ def read_options(
         exclude=exclude,
         reference=reference,
         score=score,
+        priority=priority,
         self_ensemble=self_ensemble,
     )

@@ -23,6 +23,7 @@ def summarise(record: Record) -> dict[str, Any]:
         "source": job.places[0],
         "destination": job.places[1],
         "scale": job.options.scale,
+        "priority": job.options.priority,
         "listed": record.listed,
         "images": {
             "total": count["images"],
