@@ -10,7 +10,6 @@ what it finds. A later part speaks for an image that stands in an earlier one to
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Parts:
     def add_manifest(self, chunk: int, part: Part) -> Part:
         """Write a part if there is none; the part that lies there now."""
         header = {"schema": SCHEMA, "ignored": part.ignored, "cursor": part.cursor, "last": part.last}
-        rows = [header, *(dataclasses.asdict(image) for image in part.images)]
+        rows = [header, *(vars(image) for image in part.images)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if self.storage.create(_name("manifest", chunk), text.encode()):
             return part
