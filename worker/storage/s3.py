@@ -313,11 +313,11 @@ def _new_client(endpoint_url: str | None, region: str | None) -> Any:
 
 def _moment(text: Any) -> datetime:
     """As botocore reads times, but without guessing at their form first: that took two thirds of a listing's time."""
-    try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        found: datetime = parse_timestamp(text)
-        return found
+    if isinstance(text, str) and "T" in text:  # digits alone are seconds to botocore, and a day to Python
+        with suppress(ValueError):
+            return datetime.fromisoformat(text)
+    found: datetime = parse_timestamp(text)
+    return found
 
 
 def _skip_asking(request: Any, **_: object) -> None:
