@@ -9,7 +9,7 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-quality test-faults soak check audit sbom format train bench screenshots clean
+.PHONY: help setup demo docs test test-quality test-faults soak check audit sbom format train bench bench-scale screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,13 @@ bench: $(READY) ## Measure engines, codecs, image sizes and jobs (an hour on two
 	$(BIN)/python benchmarks/sizes.py --json $(RESULTS)/sizes.json
 	$(BIN)/python benchmarks/pipeline.py photos --json $(RESULTS)/photos.json
 	$(BIN)/python benchmarks/pipeline.py thumbnails --json $(RESULTS)/thumbnails.json
+	$(BIN)/python benchmarks/page.py
+
+bench-scale: $(READY) ## Measure large jobs, fleets and sharing with a stand-in for the network, into docs/scale.md
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/scale.py --json $(RESULTS)/scale.json
+	$(BIN)/python benchmarks/fleet.py scaling --json $(RESULTS)/scaling.json
+	$(BIN)/python benchmarks/fleet.py sharing --json $(RESULTS)/sharing.json
 	$(BIN)/python benchmarks/page.py
 
 docs: $(READY) ## Build the site of docs/ into build/docs, offline; a warning is an error

@@ -1,4 +1,4 @@
-"""Puts what the benchmarks found into docs/benchmarks.md: tables between its markers, and plots beside it.
+"""Puts what the benchmarks found into docs/benchmarks.md and docs/scale.md: tables between markers, and plots beside.
 
 python benchmarks/page.py      # reads benchmarks/results/*.json, as `make bench` leaves them
 """
@@ -6,6 +6,7 @@ python benchmarks/page.py      # reads benchmarks/results/*.json, as `make bench
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +19,23 @@ mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "vdsr"  # the same figures give the same file
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE, PLOTS = ROOT / "benchmarks/results", ROOT / "docs/benchmarks.md", ROOT / "docs/plots"
+RESULTS, PLOTS = ROOT / "benchmarks/results", ROOT / "docs/plots"
+PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "scale.md")]
 
 
 def main() -> None:
     """Every result that is there."""
-    text = PAGE.read_text()
+    texts = {page: page.read_text() for page in PAGES}
     for name, table in TABLES.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text())
             body = f"{table(found['rows'])}\n\n{machine(found['machine'])}\n"
-            text = re.sub(f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", rf"\g<1>{body}\g<2>", text, flags=re.S)
-    PAGE.write_text(text)
+            for page, text in texts.items():
+                marked = f"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)"
+                texts[page] = re.sub(marked, rf"\g<1>{body}\g<2>", text, flags=re.S)
+    for page, text in texts.items():
+        page.write_text(text)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -167,6 +172,111 @@ def ensemble(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def scale(rows: list[dict[str, Any]]) -> str:
+    """Time and memory against the number of images, with the straight line through the first and the last."""
+    figure, four = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+    images = [row["images"] for row in rows]
+    curves = {
+        "processor seconds of planning": [row["planning_cpu_s"] for row in rows],
+        "processor seconds of the ledger's clients": [row["doing_cpu_s"] for row in rows],
+        "Redis at its peak, kB": [row["redis_peak_kb"] for row in rows],
+        "processor seconds of the report": [row["report"]["cpu_s"] for row in rows],
+    }
+    for axes, (name, values) in zip(four, curves.items(), strict=True):
+        axes.loglog(images, values, "o-")
+        axes.loglog(images, [values[-1] * n / images[-1] for n in images], "--", color="#94a3b8", label="proportional")
+        axes.set_xlabel("images")
+        axes.set_title(name, fontsize=9)
+        axes.legend(fontsize=8)
+    save(figure, four[0], "scale")
+    return markdown(
+        [
+            "images", "`submit`, s (processor)", "planning, µs an image", "ledger and record, µs an image",
+            "Redis peak, kB", "bytes an image", "`status`, ms: median, 99%, max", "report: s (processor)", "peak MB",
+            "page kB", "CSV MB", "rows",
+        ],
+        [
+            [
+                f"{row['images']:,}",
+                f"{row['submit_s']:.1f} ({row['submit_cpu_s']:.1f})",
+                f"{1e6 * row['planning_cpu_s'] / row['images']:,.0f}",
+                f"{1e6 * row['doing_cpu_s'] / row['images']:,.0f}",
+                f"{row['redis_peak_kb']:,}",
+                f"{row['redis_bytes_an_image']:,.1f}",
+                " ".join(f"{row['status_ms'][name]:.0f}" for name in ("median", "p99", "max")),
+                f"{row['report']['seconds']:.1f} ({row['report']['cpu_s']:.1f})",
+                f"{row['report']['peak_mb']:,}",
+                f"{row['report']['page_kb']:,}",
+                f"{row['report']['csv_mb']:,.1f}",
+                f"{row['report']['rows']:,}",
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def scaling(rows: list[dict[str, Any]]) -> str:
+    """Workers side by side."""
+    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    workers = [row["workers"] for row in rows]
+    axes.plot(workers, [row["images_s"] for row in rows], "o-", label="measured")
+    axes.plot(workers, [row["images_s"] / row["of_ideal"] for row in rows], "--", color="#94a3b8", label="engine alone")
+    axes.set_xlabel("workers")
+    axes.set_ylabel("images/s")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    save(figure, axes, "scaling")
+    return markdown(
+        ["workers", "images/s", "of the engine alone", "efficiency against one worker"],
+        [
+            [f"{row['workers']}", f"{row['images_s']:.2f}", f"{row['of_ideal']:.1%}", f"{row['efficiency']:.1%}"]
+            for row in rows
+        ],
+    )
+
+
+def sharing(rows: list[dict[str, Any]]) -> str:
+    """Jobs side by side."""
+    small, shares = rows[:-1], rows[-1]
+    total = sum(shares[name] for name in ("high", "normal", "low"))
+    lines = [
+        [row["what"], f"{row['seconds']:.1f} s", f"{row['seconds_in_a_line']:,.0f} s" if len(row) > 2 else ""]
+        for row in small
+    ]
+    told = ", ".join(f"{name} {shares[name]:,} ({shares[name] / total:.0%})" for name in ("high", "normal", "low"))
+    return markdown(["job", "from submission to its end", "behind all that waited"], lines) + (
+        f"\n\n{shares['what'].capitalize()}, of three jobs with more to do than that: {told}."
+    )
+
+
+def comparison(rows: list[dict[str, Any]]) -> str:
+    """Against what one would use instead."""
+
+    def still(row: dict[str, Any]) -> str:
+        pause = row["killed"]["stood_still_s"]
+        return "ends" if pause is None or math.isnan(pause) else f"{pause:.1f}"
+
+    return markdown(
+        [
+            "way", "first output, s", "images/s", "peak MB", "killed: not done", "done twice", "longest pause, s",
+            "seconds in all, quiet / killed",
+        ],
+        [
+            [
+                row["way"],
+                f"{row['quiet']['first_output_s']:.1f}",
+                f"{row['quiet']['images_s']:.1f}",
+                f"{row['quiet']['peak_mb']:,}",
+                f"{row['killed']['missing']}",
+                f"{row['killed']['done_twice']}",
+                still(row),
+                f"{row['quiet']['wall_s']:.0f} / {row['killed']['wall_s']:.0f}",
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "engine": engine,
     "ensemble": ensemble,
@@ -174,6 +284,10 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "sizes": sizes,
     "photos": jobs,
     "thumbnails": thumbnails,
+    "scale": scale,
+    "scaling": scaling,
+    "sharing": sharing,
+    "comparison": comparison,
 }
 
 if __name__ == "__main__":

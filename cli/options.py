@@ -123,6 +123,7 @@ def read_options(
     self_ensemble: bool,
     reference: str | None,
     score: bool,
+    priority: str = "normal",
 ) -> Any:
     """worker.jobs.Options of the command's words."""
     from worker.errors import UsageError
@@ -146,5 +147,6 @@ def read_options(
         exclude=exclude,
         reference=reference,
         score=score,
+        priority=priority,
         self_ensemble=self_ensemble,
     )

@@ -7,13 +7,20 @@ from typing import Any
 import click
 
 from cli.completing import paths
-from cli.options import as_json, dry_run, events, job_options, read_options
+from cli.options import Choice, as_json, dry_run, events, job_options, read_options
 
 
 @click.command(name="submit", epilog="Example: vdsr submit s3://bucket/scans s3://bucket/scans-x4 --scale 4")
 @click.argument("source", shell_complete=paths)
 @click.argument("destination", required=False, shell_complete=paths)
 @job_options
+@click.option(
+    "--priority",
+    type=Choice(["high", "normal", "low"]),
+    default="normal",
+    show_default=True,
+    help="Share of the workers while other jobs wait, each ten times that of the next.",
+)
 @click.option(
     "--wait", is_flag=True, help="Wait until the job has ended; the exit code is then its outcome. --events waits too."
 )

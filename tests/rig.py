@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,12 @@ class BreakableRedis:
 class Node:
     """A worker as a supervisor sees it: Celery, and its child that does the work."""
 
-    def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
-        self.name, self.folder, self.environment = name, folder, dict(environment)
+    def __init__(self, name: str, folder: Path, environment: Mapping[str, str], *, inside: Sequence[str] = ()) -> None:
+        """
+        Args:
+            inside: a command that runs it somewhere else, such as in a network namespace.
+        """
+        self.name, self.folder, self.environment, self.inside = name, folder, dict(environment), inside
         self.log = folder / f"{name}.log"
         self._stack = ExitStack()
         self.start()
@@ -81,7 +85,7 @@ class Node:
     def start(self) -> None:
         """Begin its life, or another one."""
         self._stack.close()
-        command = worker_command(name=f"{self.name}@%h")
+        command = [*self.inside, *worker_command(name=f"{self.name}@%h")]
         process = guarded(command, log=self.log, cwd=self.folder, env=self.environment)
         self.guard: subprocess.Popen[bytes] = self._stack.enter_context(process)
         wait_until(lambda: bool(children_of(self.guard.pid)))

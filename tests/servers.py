@@ -174,13 +174,14 @@ class Hold:
 class Proxy:
     """Carries TCP connections to a server, and can stop doing so without closing anything, as a cut cable does."""
 
-    def __init__(self, target: Path | tuple[str, int]) -> None:
+    def __init__(self, target: Path | tuple[str, int], *, host: str = "127.0.0.1") -> None:
         """
         Args:
             target: a server's Unix socket, or its host and port.
+            host: the address of this machine on which to listen.
         """
         self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._ways: list[_Way] = []
         self._holds: list[Hold] = []

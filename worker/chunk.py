@@ -52,6 +52,22 @@ HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, TooManyFailu
 log = logging.getLogger(__name__)
 
 
+def take_turn(runtime: Runtime, job_id: str, chunk: int, *, at_once: bool) -> tuple[str, int]:
+    """The chunk to do now; a message that is not its job's turn goes back to the queue.
+
+    Args:
+        at_once: see `Ledger.turn`.
+    """
+    try:
+        due = runtime.ledger.turn(job_id, chunk, at_once=at_once)
+        if due != (job_id, chunk):
+            runtime.queue.upscale(job_id, chunk)
+    except TransientError as exc:  # Redis is away, which the chunk itself will meet, and wait for
+        log.warning("cannot ask whose turn it is: %s", exc)
+        return job_id, chunk
+    return due
+
+
 def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = None) -> None:
     """Do what is left of a chunk; nothing if it is done, another's, or its job has ended.
 

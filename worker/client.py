@@ -14,7 +14,7 @@ from worker.fleet import Fleet
 from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Options, Outcome, State, new_job_id
 from worker.ledger import FINISH, Ledger, Record
-from worker.models import choose
+from worker.models import choose, is_stand_in
 from worker.names import check_template, output_key
 from worker.parts import Parts, failed_rows, job_ids
 from worker.plan import FOLDER_UNREADABLE, Listing
@@ -238,6 +238,11 @@ def _draft(place: Place, destination: str | None, options: Options, settings: Se
                 "give a destination beside the source, or an empty one"
             )
     chosen, follow = choose(model, settings)
+    if is_stand_in(chosen) and _holds_anything(target, only, settings):
+        raise UsageError(
+            f"{chosen.version} draws stripes to measure the fleet, and {target.uri} holds files that it could replace; "
+            "give an empty destination"
+        )
     job = Job(
         id=new_job_id(),
         source=origin.uri,
@@ -287,6 +292,16 @@ def _holds_originals(target: Place, settings: Settings) -> bool:
     else:
         earlier = next(open_storage(record.uri, settings).entries(), None) is not None
     return not earlier and next(used.entries(), None) is not None
+
+
+def _holds_anything(target: Place, only: tuple[str, str] | None, settings: Settings) -> bool:
+    """Whether there is anything at a destination, hidden records apart."""
+    storage = open_storage(target.uri, settings)
+    if only:
+        return storage.exists(only[1])
+    if target.scheme == "file" and not Path(target.path).exists():
+        return False
+    return next(storage.entries(), None) is not None
 
 
 def _folder_target(place: Place, destination: str | None, options: Options, settings: Settings) -> Place:

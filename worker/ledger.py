@@ -7,6 +7,7 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 |---------------------------|--------|------------------------------------------------------------------------------|
 | vdsr:jobs                 | zset   | job id -> created; cleaned of expired jobs when listed                       |
 | vdsr:active               | set    | ids of jobs that the sweeper must look at                                    |
+| vdsr:turns                | hash   | open job -> where its next chunk starts; clock: where the last one did       |
 | vdsr:destinations         | hash   | where an open job writes, folder or file -> job id                           |
 | vdsr:{JOB}:job            | hash   | spec (JSON), state, error, cursor, planned, listed, times, counters (below), |
 |                           |        | place (its destination), work (digest of what makes two jobs the same work)  |
@@ -35,7 +36,7 @@ from typing import Any
 from worker import scripts
 from worker.errors import DestinationTaken, JobStopped, LeaseLost, NewerFormat, NotFound
 from worker.fleet import PROMOTED
-from worker.jobs import SCHEMA, Job, Outcome, State
+from worker.jobs import SCHEMA, STRIDES, Job, Outcome, State
 from worker.redis_client import RedisClient
 
 KEEP_S = 30 * 24 * 3600
@@ -46,6 +47,8 @@ PATIENCE_S = 600
 """The same whatever the queue holds: a second message does no harm."""
 PLAN, FINISH = "plan", "finish"
 """Members of `open` that are no chunks."""
+ACTIVE = "vdsr:active"
+TURNS = "vdsr:turns"
 DESTINATIONS = "vdsr:destinations"
 
 
@@ -140,20 +143,20 @@ class Ledger:
         keys = (*_keys(job.id, "job", "open"), DESTINATIONS)
         self._redis.run(scripts.PRELUDE + scripts.FORGET, keys, job.id, job.places[1].rstrip("/"))
         self._do("zrem", "vdsr:jobs", job.id)
-        self._do("srem", "vdsr:active", job.id)
+        self._do("srem", ACTIVE, job.id)
 
     def _enter(self, job: Job, script: str, names: tuple[str, ...], figures: tuple[Any, ...]) -> str:
         first, *others = _keys(job.id, *names)
         keys = (_key(job.id, "job"), first, DESTINATIONS, *others)
         words = (job.to_json(), QUEUED_S, job.id, job.places[1].rstrip("/"), job.work)
-        self._do("sadd", "vdsr:active", job.id)  # first: a job that nobody sweeps could be forgotten
+        self._do("sadd", ACTIVE, job.id)  # first: a job that nobody sweeps could be forgotten
         answer = self._redis.run(scripts.PRELUDE + script, keys, *words, *figures)
         if answer:
             writer, same = answer
             if same:
                 return str(writer)
             raise DestinationTaken(job.places[1], str(writer))
-        self._do("sadd", "vdsr:active", job.id)  # and after, should a sweeper have seen no such job meanwhile
+        self._do("sadd", ACTIVE, job.id)  # and after, should a sweeper have seen no such job meanwhile
         self._do("zadd", "vdsr:jobs", {job.id: job.created})
         return job.id
 
@@ -167,6 +170,18 @@ class Ledger:
     def rest(self, job_id: str, low_water: int) -> bool:
         """Pause planning until a commit asks for it; False if so few chunks are open that it must go on."""
         return bool(self._run(scripts.REST, job_id, ("open",), low_water))
+
+    def turn(self, job_id: str, chunk: int, *, at_once: bool = False) -> tuple[str, int]:
+        """The chunk that a worker should do who has taken the message of this one: often that of another job.
+
+        Open jobs take turns, chunk by chunk, in proportion to their priorities, however long their queues are.
+
+        Args:
+            at_once: this chunk goes first in any case; its job still pays for it.
+        """
+        words = (job_id, chunk, int(at_once), QUEUED_S, json.dumps(STRIDES), SCHEMA)
+        job, number = self._redis.run(scripts.PRELUDE + scripts.TURN, (ACTIVE, TURNS), *words)
+        return str(job), int(number)
 
     def lease(self, job_id: str, chunk: int, token: str, lease_s: float) -> Grant | None:
         """Own a chunk for a while; None if it is done or another's, or if its job has ended with nothing to drain.
@@ -306,7 +321,7 @@ class Ledger:
 
     def finish(self, job_id: str) -> State | None:
         """Close a job whose last chunk is committed; None while chunks of it are out."""
-        keys = (*_keys(job_id, "job", "open", "lease", "done"), DESTINATIONS)
+        keys = (*_keys(job_id, "job", "open", "lease", "done"), DESTINATIONS, TURNS)
         answer = self._redis.run(scripts.PRELUDE + scripts.FINISH, keys, KEEP_S, job_id)
         if answer == "busy":
             return None
@@ -319,10 +334,10 @@ class Ledger:
         keys = ("job", "open", "lease")
         found, state, remaining = self._run(scripts.SWEEP, job_id, keys, int(queue_empty), QUEUED_S, PATIENCE_S)
         if state is None or (State(state).ended and not remaining):
-            self._do("srem", "vdsr:active", job_id)
+            self._do("srem", ACTIVE, job_id)
             now = self._do("hget", _key(job_id, "job"), "state")
             if now is not None and not State(now).ended:  # created or retried just now
-                self._do("sadd", "vdsr:active", job_id)
+                self._do("sadd", ACTIVE, job_id)
         return list(found)
 
     def lost(self, job_id: str, waiting: Iterable[str]) -> list[str]:
@@ -342,7 +357,7 @@ class Ledger:
         job_id = record.job.id
         keys = (*_keys(job_id, "job", "open", "lease", "done"), DESTINATIONS)
         answer = self._redis.run(scripts.PRELUDE + scripts.REOPEN, keys, record.planned, chunks, QUEUED_S, job_id)
-        self._do("sadd", "vdsr:active", job_id)
+        self._do("sadd", ACTIVE, job_id)
         if answer not in ("", "changed"):
             raise DestinationTaken(record.job.places[1], str(answer))
         return not answer
@@ -401,7 +416,7 @@ class Ledger:
 
     def active(self) -> list[str]:
         """Jobs that a sweeper must look at."""
-        return list(self._do("smembers", "vdsr:active"))
+        return list(self._do("smembers", ACTIVE))
 
     def _in_progress(self, job_id: str) -> list[dict[str, str]]:
         """The counters of open chunks."""

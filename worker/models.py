@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdsr import checkpoint
+from vdsr import checkpoint, stand_in
 from vdsr.errors import CheckpointError
+from vdsr.stand_in import stand_in_seconds
 from worker.errors import NotFound, StorageError, StorageUnavailable
 from worker.jobs import Job, Model
 from worker.registry import FOLLOW, PRODUCTION, SHIPPED, Alias, Registry
@@ -38,12 +39,15 @@ def choose(name: str | None, settings: Settings) -> tuple[Model, bool]:
     """The model of a new job, and whether the job follows production from there.
 
     Args:
-        name: a version, an alias, "shipped", "follow", or None for what is in use: VDSR_WEIGHTS, else the registry's
-            production, else the weights that ship.
+        name: a version, an alias, "shipped", "follow", a stand-in for benchmarks ("timed:0.01"), or None for what is
+            in use: VDSR_WEIGHTS, else the registry's production, else the weights that ship.
 
     Raises:
         NotFound: no such version.
     """
+    if stand_in_seconds(name) is not None:
+        assert name is not None
+        return _stand_in(name), False
     if name == SHIPPED or (name is None and settings.weights):
         identity = checkpoint.identify(checkpoint.SHIPPED if name else settings.weights or checkpoint.SHIPPED)
         return Model(identity.version, identity.sha256), False
@@ -56,6 +60,16 @@ def choose(name: str | None, settings: Settings) -> tuple[Model, bool]:
         return Model(identity.version, identity.sha256), name == FOLLOW
     version = registry.version(name)
     return Model(version.name, version.sha256), False
+
+
+def is_stand_in(model: Model) -> bool:
+    """Whether a job measures the fleet, and its outputs are no pictures (vdsr.stand_in)."""
+    return stand_in_seconds(model.version) is not None and model == _stand_in(model.version)
+
+
+def _stand_in(name: str) -> Model:
+    identity = stand_in.identity(name)
+    return Model(identity.version, identity.sha256)
 
 
 def find_weights(model: Model, settings: Settings) -> tuple[Path | bytes, str | None]:
@@ -207,6 +221,8 @@ class Models:
     def _load(self, model: Model) -> Upscaler:
         from vdsr import smoke
 
+        if is_stand_in(model):
+            return stand_in.make_stand_in(model.version)
         weights, recorded = find_weights(model, self.settings)
         upscaler = self.make(weights)
         if recorded is not None:

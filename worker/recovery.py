@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from worker.jobs import Image
+from worker.jobs import Image, Outcome
 from worker.ledger import Unfinished, count
-from worker.parts import Part, Parts
+from worker.parts import Part, Parts, in_order
 
 AGAIN_IMAGES = 10
 """Images in a chunk of another attempt: few, as they are spread over the collection and may be of any size."""
-READERS = 16
-"""Parts that are read at once: a job of ten million images has 20,000 of each kind."""
 
 
 def again(parts: Parts, first: int, images: Iterable[Image], *, cursor: str, listed: bool) -> int:
@@ -47,27 +44,28 @@ def unfinished(parts: Parts) -> Unfinished:
     Raises:
         UsageError: a part is damaged.
     """
-    done = parts.chunks("results")
-    chunks = parts.chunks("manifest")
+    done, chunks = parts.chunks("results"), parts.chunks("manifest")
+    ended = set(done)
     counters: Counter[str] = Counter()  # of floats, too: PSNR
     missing: dict[str, Image] = {}
     cursor, listed = "", False
-    with ThreadPoolExecutor(READERS) as readers:
-        results = dict(zip(done, readers.map(parts.results, done), strict=True))
-        for chunk, part in zip(chunks, readers.map(parts.manifest, chunks), strict=True):
-            cursor, listed = part.cursor, part.last
-            fresh = [image for image in part.images if image.again is None]
-            counters.update({"images": len(fresh), "ignored": part.ignored})
-            counters["bytes"] += sum(image.size_bytes for image in fresh)
-            rows = results.get(chunk)
-            if rows is not None:
-                counters.update(count(rows, {image.key: image.again for image in part.images if image.again}))
-            attempted = None if rows is None else {row.key for row in rows}
-            for image in part.images:
-                if attempted is None or image.key in attempted:
-                    missing.pop(image.key, None)
-                else:
-                    missing[image.key] = image if image.again else dataclasses.replace(image, again="")
+
+    def read(chunk: int) -> tuple[Part, list[Outcome] | None]:
+        return parts.manifest(chunk), parts.results(chunk) if chunk in ended else None
+
+    for _, (part, rows) in in_order(read, chunks):
+        cursor, listed = part.cursor, part.last
+        fresh = [image for image in part.images if image.again is None]
+        counters.update({"images": len(fresh), "ignored": part.ignored})
+        counters["bytes"] += sum(image.size_bytes for image in fresh)
+        if rows is not None:
+            counters.update(count(rows, {image.key: image.again for image in part.images if image.again}))
+        attempted = None if rows is None else {row.key for row in rows}
+        for image in part.images:
+            if attempted is None or image.key in attempted:
+                missing.pop(image.key, None)
+            else:
+                missing[image.key] = image if image.again else dataclasses.replace(image, again="")
     planned = again(parts, len(chunks), missing.values(), cursor=cursor, listed=listed)
-    left = tuple(chunk for chunk in range(planned) if chunk not in results)
+    left = tuple(chunk for chunk in range(planned) if chunk not in ended)
     return Unfinished(planned, cursor, listed, done=tuple(done), left=left, counters=dict(counters))

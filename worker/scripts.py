@@ -91,6 +91,59 @@ redis.call('ZREM', KEYS[1], 'plan')
 return 1
 """
 
+# Whose turn is it, now that a worker has taken the message of a chunk? That of the job which has had least of the
+# workers, by start-time fair queueing: a chunk costs its job a stride, and a job that comes or comes back begins where
+# the clock stands, with neither debts nor savings. Looks at the other active jobs, whose keys it makes by itself.
+# KEYS: active, turns. ARGV: job, chunk, 1 if it is this very chunk's turn in any case, QUEUED_S, strides by priority,
+# SCHEMA: jobs of newer ones are left to newer workers.
+# -> {job, chunk} to do now.
+TURN = """
+local function key(job, name) return 'vdsr:{' .. job .. '}:' .. name end
+local clock = tonumber(redis.call('HGET', KEYS[2], 'clock') or '0')
+local function start(job) return math.max(clock, tonumber(redis.call('HGET', KEYS[2], job) or '0')) end
+local function spec(job) return cjson.decode(redis.call('HGET', key(job, 'job'), 'spec')) end
+local function waits(job)
+  local state = redis.call('HGET', key(job, 'job'), 'state')
+  if not state or ended(state) or (spec(job).schema or 0) > tonumber(ARGV[6]) then return false end
+  local open = key(job, 'open')
+  local n = redis.call('ZCARD', open) - redis.call('HLEN', key(job, 'lease'))
+  for _, member in ipairs({'plan', 'finish'}) do if redis.call('ZSCORE', open, member) then n = n - 1 end end
+  return n > 0
+end
+local function first_waiting(job)
+  for at = 0, redis.call('ZCARD', key(job, 'open')), 100 do
+    for _, member in ipairs(redis.call('ZRANGE', key(job, 'open'), at, at + 99)) do
+      local chunk = member ~= 'plan' and member ~= 'finish'
+      if chunk and redis.call('HEXISTS', key(job, 'lease'), member) == 0 then return member end
+    end
+  end
+end
+
+local job, chunk = ARGV[1], ARGV[2]
+local state = redis.call('HGET', key(job, 'job'), 'state')
+local spent = not state or ended(state) or redis.call('HEXISTS', key(job, 'lease'), chunk) == 1
+if spent or redis.call('GETBIT', key(job, 'done'), chunk) == 1 then return {job, chunk} end -- nothing to give away
+local best, from = job, start(job)
+if ARGV[3] ~= '1' then
+  for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+    local at = start(other)
+    if (at < from or (at == from and other < best)) and waits(other) then best, from = other, at end
+  end
+end
+if best ~= job then
+  local found = first_waiting(best)
+  if found then
+    job, chunk = best, found
+    redis.call('ZADD', key(job, 'open'), now + ARGV[4], chunk) -- the next to ask gets another one
+  end
+end
+local priority = spec(job).options.priority or 'normal'
+local at, stride = start(job), cjson.decode(ARGV[5])[priority] or 10
+redis.call('HSET', KEYS[2], job, at + stride)
+if ARGV[3] ~= '1' then redis.call('HSET', KEYS[2], 'clock', at) end -- else others wait who would lose their due
+return {job, chunk}
+"""
+
 # KEYS: job, open, lease, done, progress, promoted. ARGV: chunk, token, lease_s, SCHEMA.
 # -> {verdict, spec, progress as a flat list, serial of the last promotion}; the verdict is 'granted', 'drain' (write
 # down what is recorded, do no more) or why not. {'newer', its format}: nothing is changed.
@@ -207,7 +260,7 @@ redis.call('ZADD', KEYS[2], now, 'finish')
 return state
 """
 
-# The last record is written. KEYS: job, open, lease, done, destinations. ARGV: KEEP_S, job id.
+# The last record is written. KEYS: job, open, lease, done, destinations, turns. ARGV: KEEP_S, job id.
 # -> the final state, or 'busy' while a chunk is undone, or done and not yet written down.
 FINISH = """
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -222,6 +275,7 @@ else
   state = 'completed'
 end
 redis.call('ZREM', KEYS[2], 'finish')
+redis.call('HDEL', KEYS[6], ARGV[2])
 local span = redis.call('HMGET', KEYS[1], 'started', 'finished')
 if span[1] and span[2] then
   redis.call('HINCRBYFLOAT', KEYS[1], 'seconds', span[2] - span[1])

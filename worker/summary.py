@@ -24,6 +24,7 @@ def summarise(record: Record) -> dict[str, Any]:
         "destination": job.places[1],
         "scale": None if job.options.sized else job.options.scale,
         "target": job.options.target,
+        "priority": job.options.priority,
         "listed": record.listed,
         "images": {
             "total": count["images"],

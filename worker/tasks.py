@@ -6,8 +6,9 @@ from celery import Task, shared_task
 
 from vdsr.device import choose_device
 from worker import app
-from worker.chunk import HOPELESS, do_chunk
+from worker.chunk import HOPELESS, do_chunk, take_turn
 from worker.finish import finish_job
+from worker.fleet import ORDINARY
 from worker.jobs import State
 from worker.ledger import FINISH
 from worker.plan import plan_job
@@ -39,11 +40,12 @@ def plan(self: Task, job_id: str) -> None:
 
 @shared_task(name=app.UPSCALE, bind=True)  # type: ignore[untyped-decorator]  # as above
 def upscale(self: Task, job_id: str, chunk: int) -> None:
-    """Do a chunk of a job."""
+    """Do a chunk: this one, or first that of a job whose turn it is."""
     _check(job_id, chunk)
     here = runtime()
     with taking(self.request, here.queue):
-        do_chunk(here, job_id, chunk, worker=self.request.hostname)
+        at_once = self.request.delivery_info.get("priority") != ORDINARY
+        do_chunk(here, *take_turn(here, job_id, chunk, at_once=at_once), worker=self.request.hostname)
 
 
 @shared_task(name=app.FINISH, bind=True)  # type: ignore[untyped-decorator]  # as above

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def test_a_timeline_loses_no_image_however_long_it_grows() -> None:
     wanted = (1e9 + moments[::3] - timeline.first) // timeline.slot_s
     slots, counts = np.unique(wanted, return_counts=True)
     assert dict(timeline.rows["w0", "m"]) == dict(zip(slots, counts, strict=True))
+
+
+def test_a_timeline_of_a_large_fleet_costs_no_more_an_image() -> None:
+    timeline, before = Timeline(), time.process_time()
+
+    for n in range(30_000):
+        timeline.add(f"w{n % 300}", "m", 1.7e9 + n)
+
+    assert time.process_time() - before < 5  # looking at every slot of every worker each time: a minute
+    assert sum(counts.total() for counts in timeline.rows.values()) == 30_000
 
 
 def test_a_failure_that_was_mended_does_not_count() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from botocore.utils import parse_timestamp
 from servers import S3Server
 
 from vdsr.errors import FileTooLarge
@@ -684,6 +685,14 @@ def test_a_listing_goes_on_over_more_than_one_page(s3_server: S3Server, bucket: 
 
 
 @pytest.mark.s3
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-23T18:00:01.250Z", "2026-11-23T18:00:01Z", "Tue, 24 Nov 2026 18:00:00 GMT", "1422172800", 1422172800.5],
+)
+def test_times_are_read_as_botocore_reads_them(text: str | float) -> None:
+    assert s3._moment(text) == parse_timestamp(text)
+
+
 def test_markers_that_stand_for_folders_are_not_listed(s3_server: S3Server, bucket: str) -> None:
     client = s3.clients.get(s3_server.endpoint_url, None)
     for name in ("folder/", "folder/sub/", "folder/sub/a.png"):

@@ -71,6 +71,8 @@ class Timeline:
     first: float | None = None
     """Unix time of the first slot."""
     rows: defaultdict[tuple[str, str], Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    slots: int = 0
+    """How many there are: kept, as counting them anew for each image takes longer with each worker."""
 
     def add(self, worker: str, model: str, moment: float) -> None:
         """An image was finished."""
@@ -79,14 +81,10 @@ class Timeline:
         assert self.first is not None
         slot = int((moment - self.first) // self.slot_s)
         self.rows[worker, model][slot] += 1
+        self.slots = max(self.slots, slot + 1)
         while self.slots > SLOTS:
             self.slot_s *= 2
             self._regroup(lambda slot: slot // 2)
-
-    @property
-    def slots(self) -> int:
-        """How many there are."""
-        return 1 + max((max(counts) for counts in self.rows.values()), default=-1)
 
     def _begin(self, moment: float) -> None:
         """Put the first slot earlier, by whole slots."""
@@ -103,6 +101,7 @@ class Timeline:
             for slot, n in counts.items():
                 moved[place(slot)] += n
             self.rows[key] = moved
+        self.slots = 1 + max((max(counts) for counts in self.rows.values()), default=-1)
 
 
 @dataclass

@@ -9,7 +9,6 @@ import csv
 import json
 import os
 import shlex
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
@@ -30,8 +29,6 @@ from worker.storage import Storage
 from worker.storage.local import LocalStorage
 from worker.uris import open_storage
 
-READERS = 8
-"""Parts that are read ahead, and pictures that are read at once."""
 COLUMNS = ("key", "output", "outcome", "code", "message", "psnr_bicubic", "psnr_vdsr", "gain", "width", "height")
 MORE = ("size_bytes", "model", "worker", "finished", "seconds", "notes")
 
@@ -63,7 +60,7 @@ def write_report(parts: Parts, state: State | None, page: Path, settings: Settin
             if row.outcome == "failed":
                 tables[1].writerow(cells)
 
-        figures = gather(_rows(parts), keep)
+        figures = gather((row for _, rows in parts.all_results() for row in rows), keep)
     listed = sum(1 for _ in parts.chunks("manifest"))
     samples = _samples(figures, parts, page, settings) if pictures else {}
     facts = summary(parts.job, state, figures)
@@ -125,15 +122,6 @@ def command(job: Job) -> str:
                 words += [flags.get(name) or f"--{name.replace('_', '-')}", str(each)]
     words += ["--model", "follow" if job.follow else job.model.version]
     return shlex.join(words)
-
-
-def _rows(parts: Parts) -> Iterator[Outcome]:
-    """All outcomes in the order of their parts, some of which are read ahead."""
-    chunks = parts.chunks("results")
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(chunks), READERS):
-            for rows in readers.map(parts.results, chunks[start : start + READERS]):
-                yield from rows
 
 
 def _samples(figures: Figures, parts: Parts, page: Path, settings: Settings) -> dict[str, Sample]:

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -33,6 +35,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.utils import parse_timestamp
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from vdsr.errors import FileTooLarge, VdsrError
@@ -300,10 +303,21 @@ def _new_client(endpoint_url: str | None, region: str | None) -> Any:
         tcp_keepalive=True,
         s3={"addressing_style": "path" if endpoint_url else "auto"},  # other servers seldom have a host name a bucket
     )
-    session = boto3.session.Session()  # the default session is not safe to share between threads
+    core = botocore.session.Session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+    session = boto3.session.Session(botocore_session=core)  # the default one is not safe to share between threads
     client = session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
     client.meta.events.register("before-send.s3.PutObject", _skip_asking)
     return client
+
+
+def _moment(text: Any) -> datetime:
+    """As botocore reads times, but without guessing at their form first: that took two thirds of a listing's time."""
+    if isinstance(text, str) and "T" in text:  # digits alone are seconds to botocore, and a day to Python
+        with suppress(ValueError):
+            return datetime.fromisoformat(text)
+    found: datetime = parse_timestamp(text)
+    return found
 
 
 def _skip_asking(request: Any, **_: object) -> None:
