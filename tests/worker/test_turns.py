@@ -14,7 +14,7 @@ from helpers import Service, make_photos, running_service, wait_until
 
 from worker.embedded import LocalRedis
 from worker.errors import UsageError
-from worker.jobs import Job, Model, Options, Outcome, State, new_job_id
+from worker.jobs import SCHEMA, Job, Model, Options, Outcome, State, new_job_id
 from worker.ledger import Ledger
 
 pytestmark = pytest.mark.redis
@@ -39,10 +39,11 @@ def lone() -> Iterator[Service]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def opened(ledger: Ledger, chunks: int, priority: str = "normal") -> str:
+def opened(ledger: Ledger, chunks: int, priority: str = "normal", schema: int = SCHEMA) -> str:
     """A job whose chunks all wait; its id."""
     name = new_job_id()
-    job = Job(name, "/in", f"/{name}", Options(priority=priority), Model("v", "0" * 64), created=1.0)
+    options = Options(priority=priority)
+    job = Job(name, "/in", f"/{name}", options, Model("v", "0" * 64), created=1.0, schema=schema)
     ledger.create(job)
     for n in range(chunks):
         assert ledger.plan(name, n, "c", {"images": 1, "bytes": 1}, last=n == chunks - 1)
@@ -69,6 +70,13 @@ def shares(ledger: Ledger, queue: list[tuple[str, int]], steps: int) -> list[str
         ledger.commit(*due, "me", [Outcome("a", "a", "done", 1)], low_water=0)
         order.append(due[0])
     return order
+
+
+def test_a_worker_takes_no_turns_for_jobs_of_a_newer_version(ledger: Ledger) -> None:
+    newer, ours = opened(ledger, 5, "high", schema=SCHEMA + 1), opened(ledger, 3)
+
+    assert shares(ledger, [(ours, n) for n in range(3)], 3) == [ours] * 3
+    assert ledger.turn(newer, 0) == (newer, 0)  # its message, which goes back to the queue
 
 
 def test_a_small_job_is_done_in_turns_with_a_huge_one_that_was_there_first(ledger: Ledger) -> None:
