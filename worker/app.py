@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
@@ -17,7 +18,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.errors import BrokerUnreachable
-from worker.fleet import ORDINARY
+from worker.fleet import ORDINARY, SENT
 from worker.settings import Settings
 from worker.transport import MISREAD, register
 
@@ -28,6 +29,10 @@ PLAN = "vdsr.plan"
 UPSCALE = "vdsr.upscale"
 FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
+
+
+INCLUDED = ("worker.tasks", "worker.sweeper", "worker.stopping", "worker.logs", "worker.metrics.page")
+"""What a worker loads: tasks, and what listens to Celery's signals."""
 
 
 class App(Celery):  # type: ignore[misc]  # celery has no types
@@ -42,7 +47,7 @@ class App(Celery):  # type: ignore[misc]  # celery has no types
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
     register()
-    app = App("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper", "worker.stopping"])
+    app = App("vdsr", broker=settings.broker_url, include=INCLUDED)
     app.conf.update(
         broker_use_ssl=settings.broker_tls,
         task_serializer="json",
@@ -119,6 +124,7 @@ class Queue:
 
     def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0) -> None:
         try:
-            self._app.send_task(name, args=args, queue=queue, priority=priority)
+            headers = {SENT: round(time.time(), 3)}
+            self._app.send_task(name, args=args, queue=queue, priority=priority, headers=headers)
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

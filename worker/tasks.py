@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from celery import Task, shared_task
 
 from vdsr.device import choose_device
 from worker import app
 from worker.chunk import HOPELESS, do_chunk
 from worker.finish import finish_job
+from worker.fleet import SENT
 from worker.jobs import State
 from worker.ledger import FINISH
+from worker.logs import concerning
 from worker.plan import plan_job
 from worker.runtime import runtime
+
+log = logging.getLogger(__name__)
 
 MOST_CHUNKS = 1 << 32
 """As many bits as a bitmap of Redis has."""
@@ -22,24 +28,29 @@ def plan(job_id: str) -> None:
     """List more of a job's source, and queue the chunks."""
     _check(job_id)
     here = runtime()
-    try:
-        plan_job(
-            here.ledger,
-            job_id,
-            here.settings,
-            choose_device(here.settings.device).type,
-            lambda chunk: here.queue.upscale(job_id, chunk),
-        )
-    except HOPELESS as exc:
-        here.ledger.stop(job_id, State.FAILED, str(exc))
-        here.queue.member(job_id, FINISH)
+    with concerning(job=job_id):
+        try:
+            plan_job(
+                here.ledger,
+                job_id,
+                here.settings,
+                choose_device(here.settings.device).type,
+                lambda chunk: here.queue.upscale(job_id, chunk),
+            )
+        except HOPELESS as exc:
+            log.error("job %s fails while it is listed: %s", job_id, exc)
+            here.ledger.stop(job_id, State.FAILED, str(exc))
+            here.queue.member(job_id, FINISH)
 
 
 @shared_task(name=app.UPSCALE, bind=True)  # type: ignore[untyped-decorator]  # as above
 def upscale(self: Task, job_id: str, chunk: int) -> None:
     """Do a chunk of a job."""
     _check(job_id, chunk)
-    do_chunk(runtime(), job_id, chunk, worker=self.request.hostname)
+    sent = (self.request.headers or {}).get(SENT)
+    when = sent if isinstance(sent, float) else None
+    with concerning(job=job_id, chunk=chunk):
+        do_chunk(runtime(), job_id, chunk, worker=self.request.hostname, sent=when)
 
 
 @shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above
@@ -47,7 +58,8 @@ def finish(job_id: str) -> None:
     """Write a job's last record and close it."""
     _check(job_id)
     here = runtime()
-    finish_job(here.ledger, job_id, here.settings)
+    with concerning(job=job_id):
+        finish_job(here.ledger, job_id, here.settings)
 
 
 @shared_task(name=app.TRAIN)  # type: ignore[untyped-decorator]  # as above
@@ -55,7 +67,8 @@ def train(run_id: str) -> None:
     """Do what is left of a training run."""
     from worker.training.task import do_training
 
-    do_training(runtime(), run_id)
+    with concerning(run=run_id):
+        do_training(runtime(), run_id)
 
 
 def _check(job_id: str, chunk: int = 0) -> None:
