@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from worker import tracing
 from worker.errors import BrokerUnreachable
 from worker.fleet import ORDINARY, SENT
 from worker.settings import Settings
@@ -31,7 +32,7 @@ FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
 
 
-INCLUDED = ("worker.tasks", "worker.sweeper", "worker.stopping", "worker.logs", "worker.metrics.page")
+INCLUDED = ("worker.tasks", "worker.sweeper", "worker.stopping", "worker.logs", "worker.tracing", "worker.metrics.page")
 """What a worker loads: tasks, and what listens to Celery's signals."""
 
 
@@ -124,7 +125,7 @@ class Queue:
 
     def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0) -> None:
         try:
-            headers = {SENT: round(time.time(), 3)}
+            headers = {SENT: round(time.time(), 3), **tracing.carried()}
             self._app.send_task(name, args=args, queue=queue, priority=priority, headers=headers)
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

@@ -19,7 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery.signals import after_setup_logger, after_setup_task_logger, celeryd_init, worker_process_init
+from celery.signals import (
+    after_setup_logger,
+    after_setup_task_logger,
+    celeryd_after_setup,
+    celeryd_init,
+    worker_process_init,
+)
 
 from worker.settings import load_settings
 
@@ -128,6 +134,13 @@ def _set_formatters(logger: logging.Logger, **_: Any) -> None:
     for handler in (*logger.handlers, *logging.getLogger("multiprocessing").handlers):
         if handler.formatter is not None and not isinstance(handler.formatter, (Text, Json)):
             handler.setFormatter(Json() if as_json else Text(handler.formatter))
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]  # as above
+def _hush(**_: Any) -> None:
+    """The line of a child's first moment, for which Celery hands the format on by a variable."""
+    if load_settings().log_format == JSON:
+        os.environ.pop("_MP_FORK_LOGLEVEL_", None)
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]  # as above

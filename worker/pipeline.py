@@ -22,6 +22,7 @@ from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
 from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_degraded, score_reference
 from vdsr.resize import scaled_size
+from worker import tracing
 from worker.errors import (
     BadCredentials,
     JobStopped,
@@ -40,6 +41,7 @@ from worker.metadata import reduced
 from worker.patience import Patience
 from worker.settings import Settings
 from worker.storage import Storage
+from worker.tracing import NOTHING, Trace
 
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
@@ -91,13 +93,15 @@ class Work:
     pixels: NDArray[Any] | None = None
     """After `upscale`."""
     psnr: dict[str, Any] | None = None
+    trace: Trace = NOTHING
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage."""
         started = time.perf_counter()
         try:
-            yield
+            with self.trace.stage(name):
+                yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 4)
 
@@ -122,6 +126,7 @@ class Pipeline:
         self.job, self.upscaler, self.settings = job, upscaler, settings
         self.source, self.target, self.reference = source, target, reference
         self.looking, self.reading, self.writing = Patience(), Patience(), Patience()
+        self._span = tracing.here()
 
     def run(
         self,
@@ -140,6 +145,7 @@ class Pipeline:
             on_tile: called between tiles, and while a storage is waited for; what it raises ends the run.
             on_next: called between images; what it raises ends the run behind the image in hand.
         """
+        self._span = tracing.here()
         waits = self.looking, self.reading, self.writing = Patience(on_tile), Patience(on_tile), Patience(on_tile)
         admission, files = Admission(budget_bytes(self.settings)), Admission(file_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
@@ -202,10 +208,11 @@ class Pipeline:
             file: for its bytes, given back when it is decoded.
         """
         options = self.job.options
-        work = Work(image, turn=turn)
+        work = Work(image, turn=turn, trace=tracing.image(image.key, self.upscaler.identity.version, self._span))
         try:
             if options.overwrite != "always" and self._is_there(image):
                 turn.leave()
+                work.trace.end("skipped")
                 return work
             data, version = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
@@ -223,8 +230,9 @@ class Pipeline:
             work.picture = replace(work.picture, extras=extras, notes=notes)
             size = scaled_size((pixels.shape[0], pixels.shape[1]), options.scale)
             check_output(pixels, size, work.format, max_pixels=self.settings.max_output_pixels)
-        except BaseException:
+        except BaseException as exc:
             turn.leave()
+            work.trace.end("failed", exc)
             raise
         finally:
             file.leave()
@@ -258,6 +266,10 @@ class Pipeline:
             work.pixels = None
             with work.stage("write"):
                 self.writing(self.target.write, work.image.output, data, mark=work.mark)
+            work.trace.end("done")
+        except BaseException as exc:
+            work.trace.end("failed", exc)
+            raise
         finally:
             work.turn.leave()
         return Outcome(
@@ -306,6 +318,7 @@ class Pipeline:
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
         """Small images of one size, in one pass of the network; each is told its share of the time."""
+        began_ns = time.time_ns()
         began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
         for work, result in zip(
@@ -313,6 +326,7 @@ class Pipeline:
         ):
             work.pixels = result
         for work in works:
+            work.trace.shared("upscale", began_ns, time.time_ns())
             work.seconds["upscale"] = round((time.perf_counter() - began) / len(works), 4)
             work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
             if again := self.upscaler.redone - redone:  # nobody knows of which of them
@@ -332,6 +346,8 @@ class Pipeline:
         except BaseException as exc:
             if work and work.turn:
                 work.turn.leave()
+            if work:
+                work.trace.end("failed", exc)
             if isinstance(exc, ITS_OWN_FAULT) and not isinstance(exc, NO_IMAGES_FAULT):
                 exc.__traceback__ = None  # its frames hold the picture
                 return _settled(failure(image, exc.code, str(exc)))

@@ -7,7 +7,7 @@ import logging
 from celery import Task, shared_task
 
 from vdsr.device import choose_device
-from worker import app
+from worker import app, tracing
 from worker.chunk import HOPELESS, do_chunk
 from worker.finish import finish_job
 from worker.fleet import SENT
@@ -28,7 +28,7 @@ def plan(job_id: str) -> None:
     """List more of a job's source, and queue the chunks."""
     _check(job_id)
     here = runtime()
-    with concerning(job=job_id):
+    with concerning(job=job_id), tracing.task(app.PLAN, job=job_id):
         try:
             plan_job(
                 here.ledger,
@@ -47,10 +47,12 @@ def plan(job_id: str) -> None:
 def upscale(self: Task, job_id: str, chunk: int) -> None:
     """Do a chunk of a job."""
     _check(job_id, chunk)
-    sent = (self.request.headers or {}).get(SENT)
+    headers, worker = self.request.headers or {}, self.request.hostname
+    sent = headers.get(SENT)
     when = sent if isinstance(sent, float) else None
-    with concerning(job=job_id, chunk=chunk):
-        do_chunk(runtime(), job_id, chunk, worker=self.request.hostname, sent=when)
+    traced = tracing.task(app.UPSCALE, headers, job=job_id, chunk=chunk, worker=worker)
+    with concerning(job=job_id, chunk=chunk), traced:
+        do_chunk(runtime(), job_id, chunk, worker=worker, sent=when)
 
 
 @shared_task(name=app.FINISH)  # type: ignore[untyped-decorator]  # as above
@@ -58,7 +60,7 @@ def finish(job_id: str) -> None:
     """Write a job's last record and close it."""
     _check(job_id)
     here = runtime()
-    with concerning(job=job_id):
+    with concerning(job=job_id), tracing.task(app.FINISH, job=job_id):
         finish_job(here.ledger, job_id, here.settings)
 
 
