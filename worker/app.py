@@ -59,6 +59,7 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,  # with acks_late: a killed child's message comes back (celery#1628)
         worker_pool="prefork",  # a segfault kills a child only; solo never consumes again once Redis restarted
         worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
+        worker_proc_alive_timeout=120,  # loading torch takes a busy machine more than 4 s: killed, and killed again
         worker_concurrency=1,  # one worker a device
         worker_prefetch_multiplier=1,
         # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213); worker.stopping waits no longer than needed
