@@ -43,6 +43,12 @@ class Engine(Protocol):
     """A strip of the image that is read with this many more columns to each side comes out as in the whole image."""
     redone: int
     """Tiles so far that were not finite and were computed again in fp32."""
+    relieved: int
+    """How often so far less was computed at a time, since memory had run out."""
+
+    @property
+    def tile(self) -> int:
+        """Pixels a side that one tile contributes just now; 0 where there are none."""
 
     def stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
         """Begin an image; `on_tile` is called before each piece of work, and what it raises ends the image."""

@@ -35,7 +35,7 @@ class NativeEngine:
         self.network = network
         self.name = f"native {network.library.variant} {network.library.precision}"
         self.exact = network.library.precision == "fp32"
-        self.redone = 0
+        self.redone = self.relieved = self.tile = 0  # rows stream through it
         # A pixel sees one pixel a layer, but the rounding of its tile sees the neighbouring tile.
         self.halo = network.tile * network.depth
 

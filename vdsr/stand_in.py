@@ -56,6 +56,8 @@ class Timed:
     exact = True
     halo = 0
     redone = 0
+    relieved = 0
+    tile = 0
 
     def __init__(self, seconds: float) -> None:
         self.name, self._seconds = f"stand-in, {seconds:g} s an image", seconds

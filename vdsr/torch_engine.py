@@ -63,12 +63,17 @@ class TorchEngine:
         self.name = f"torch {device} {'fp32' if dtype == torch.float32 else 'bf16'}"
         self.exact = dtype == torch.float32
         self.halo = model.config.halo
-        self.redone = 0
+        self.redone = self.relieved = 0
         self.device = device
         self.executor = executor or make_executor(model.kernels, device, dtype)
         self.budget = self.executor.budget(tile, self.halo)
         self._under_way: deque[tuple[list[Tile], bool, Callable[[], Stack]]] = deque()
         self._warned = False
+
+    @property
+    def tile(self) -> int:
+        """As `Engine`."""
+        return self.budget.tile
 
     def stream(self, height: int, width: int, on_tile: Callable[[], None]) -> Stream:
         """As `Engine`."""
@@ -131,6 +136,7 @@ class TorchEngine:
         except (RuntimeError, MemoryError) as exc:
             if not _is_out_of_memory(exc):
                 raise
+            self.relieved += 1
             if not self.budget.shrink(stack):
                 raise OutOfMemory(self.device, max(stack[0].source.shape)) from exc
             if not self._warned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
@@ -16,8 +17,9 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from worker import tracing
 from worker.errors import BrokerUnreachable
-from worker.fleet import ORDINARY
+from worker.fleet import ORDINARY, SENT
 from worker.settings import Settings
 from worker.transport import MISREAD, register
 
@@ -30,6 +32,9 @@ FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
 LAYOUT, LAYOUT_HEADER = 1, "vdsr_layout"
 """Version of what messages say, in a header of each; a worker leaves newer ones to newer workers."""
+
+INCLUDED = ("worker.tasks", "worker.sweeper", "worker.stopping", "worker.logs", "worker.tracing", "worker.metrics.page")
+"""What a worker loads: tasks, and what listens to Celery's signals."""
 
 
 class App(Celery):  # type: ignore[misc]  # celery has no types
@@ -44,7 +49,7 @@ class App(Celery):  # type: ignore[misc]  # celery has no types
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
     register()
-    app = App("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper", "worker.stopping"])
+    app = App("vdsr", broker=settings.broker_url, include=INCLUDED)
     app.conf.update(
         broker_use_ssl=settings.broker_tls,
         task_serializer="json",
@@ -55,6 +60,7 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,  # with acks_late: a killed child's message comes back (celery#1628)
         worker_pool="prefork",  # a segfault kills a child only; solo never consumes again once Redis restarted
         worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
+        worker_proc_alive_timeout=120,  # loading torch takes a busy machine more than 4 s: killed, and killed again
         worker_concurrency=1,  # one worker a device
         worker_prefetch_multiplier=1,
         # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213); worker.stopping waits no longer than needed
@@ -102,9 +108,14 @@ class Queue:
         """List more of a job."""
         self._send(PLAN, job_id)
 
-    def upscale(self, job_id: str, chunk: int, *, again: bool = False) -> None:
-        """Do a chunk; `again`, before all that wait for the first time."""
-        self._send(UPSCALE, job_id, chunk, priority=0 if again else ORDINARY)
+    def upscale(self, job_id: str, chunk: int, *, again: bool = False, sent: float | None = None) -> None:
+        """Do a chunk.
+
+        Args:
+            again: before all that wait for the first time.
+            sent: Unix time since when it has waited; None for now.
+        """
+        self._send(UPSCALE, job_id, chunk, priority=0 if again else ORDINARY, sent=sent)
 
     def member(self, job_id: str, member: str) -> None:
         """Whatever the ledger says is due: a chunk number, "plan" or "finish"."""
@@ -123,8 +134,17 @@ class Queue:
         """Put a message behind all that wait, for a worker of a newer version."""
         self._send(name, *args, queue=queue or QUEUE, priority=ORDINARY, layout=layout)
 
-    def _send(self, name: str, *args: Any, queue: str = QUEUE, priority: int = 0, layout: int = LAYOUT) -> None:
+    def _send(
+        self,
+        name: str,
+        *args: Any,
+        queue: str = QUEUE,
+        priority: int = 0,
+        layout: int = LAYOUT,
+        sent: float | None = None,
+    ) -> None:
         try:
-            self._app.send_task(name, args=args, queue=queue, priority=priority, headers={LAYOUT_HEADER: layout})
+            headers = {LAYOUT_HEADER: layout, SENT: round(sent or time.time(), 3), **tracing.carried()}
+            self._app.send_task(name, args=args, queue=queue, priority=priority, headers=headers)
         except OperationalError as exc:
             raise BrokerUnreachable(f"cannot queue {name}: {exc}; the ledger has it, and a worker will") from exc

@@ -17,8 +17,9 @@ from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
 from worker import stopping
 from worker.errors import JobStopped, LeaseLost, NewerFormat, StorageError, TransientError, UsageError, WorkerStopping
-from worker.jobs import Image, Job, Outcome, State, too_many_failed
+from worker.jobs import Image, Job, Model, Outcome, State, too_many_failed
 from worker.ledger import Grant, Ledger
+from worker.logs import note
 from worker.parts import Parts
 from worker.pipeline import AHEAD, ImageCrashed, Pipeline, failure
 from worker.plan import LOW_WATER
@@ -52,40 +53,46 @@ HOPELESS = (CheckpointError, ChunkStuck, DeviceError, StorageError, TooManyFailu
 log = logging.getLogger(__name__)
 
 
-def take_turn(runtime: Runtime, job_id: str, chunk: int, *, at_once: bool) -> tuple[str, int]:
+def take_turn(
+    runtime: Runtime, job_id: str, chunk: int, *, at_once: bool, sent: float | None = None
+) -> tuple[str, int]:
     """The chunk to do now; a message that is not its job's turn goes back to the queue.
 
     Args:
         at_once: see `Ledger.turn`.
+        sent: Unix time at which the message was queued first, by its sender's clock.
     """
     try:
         due = runtime.ledger.turn(job_id, chunk, at_once=at_once)
         if due != (job_id, chunk):
-            runtime.queue.upscale(job_id, chunk)
+            runtime.queue.upscale(job_id, chunk, sent=sent)
     except TransientError as exc:  # Redis is away, which the chunk itself will meet, and wait for
         log.warning("cannot ask whose turn it is: %s", exc)
         return job_id, chunk
     return due
 
 
-def do_chunk(runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = None) -> None:
+def do_chunk(
+    runtime: Runtime, job_id: str, chunk: int, *, worker: str | None = None, sent: float | None = None
+) -> None:
     """Do what is left of a chunk; nothing if it is done, another's, or its job has ended.
 
     Args:
         worker: name of this one, for the results.
+        sent: Unix time at which the message that brought it was queued, by its sender's clock.
 
     Raises:
         NewerFormat: it is a newer worker's to do; nothing of it was changed.
     """
     lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
     try:
-        _do_leased(runtime, lease, worker)
+        _do_leased(runtime, lease, worker, sent)
     except NewerFormat:  # of the job, or of what a newer worker has listed of it; nothing is begun
         _give_back(lease, 0)
         raise
 
 
-def _do_leased(runtime: Runtime, lease: Lease, worker: str | None) -> None:
+def _do_leased(runtime: Runtime, lease: Lease, worker: str | None, sent: float | None) -> None:
     job_id, chunk = lease.job_id, lease.chunk
     rows: dict[int, Outcome] = {}
     parts: Parts | None = None
@@ -93,6 +100,7 @@ def _do_leased(runtime: Runtime, lease: Lease, worker: str | None) -> None:
         grant = lease.take()
         if grant is None:
             return
+        runtime.meter.leased(None if sent is None else time.time() - sent, again=grant.begun)
         rows.update(grant.rows)
         parts = Parts(grant.job, runtime.settings)
         with lease.kept():
@@ -172,10 +180,26 @@ def _work(
                 rows.update(found)
                 with suppress(JobStopped):  # the pipeline learns of it itself, and still hands over what is written
                     lease.record(found)
+                runtime.meter.recorded(row for _, row in found)
+                for _, row in found:
+                    _tell(row)
                 if grant.job.options.max_failures and any(row.outcome == "failed" for _, row in found):
                     _check_failures(runtime.ledger, grant.job)
+    except ImageCrashed as crash:
+        key = images[crash.number].key
+        log.error("image %s met a fault of this program: %r", key, crash.__cause__, extra={"image": key})
+        raise
     except JobStopped:
         log.info("job %s has ended; chunk %d stops after %d images", lease.job_id, lease.chunk, len(rows))
+
+
+def _tell(row: Outcome) -> None:
+    """A line for a failure; with --log-level DEBUG, for every image."""
+    about = {"image": row.key}
+    if row.outcome == "failed":
+        log.info("image %s failed, %s: %s", row.key, row.code, row.message, extra=about)
+    else:
+        log.debug("image %s is %s", row.key, row.outcome, extra=about)
 
 
 def _check_failures(ledger: Ledger, job: Job) -> None:
@@ -307,10 +331,18 @@ def _outcomes(
     if not todo and not suspects:
         return
     line = _pipeline(runtime, grant)
+
+    def on_next() -> None:
+        stopping.check()
+        runtime.meter.computed(line.upscaler.engine)
+
     # An image that was in hand when a worker died may be what killed it: such images go last and one by one,
     # so that the next death has one suspect only.
     for batch, ahead in ((todo, AHEAD), (suspects, 0)):
-        yield from line.run(batch, ahead=ahead, on_start=lease.start, on_tile=lease.check, on_next=stopping.check)
+        try:
+            yield from line.run(batch, ahead=ahead, on_start=lease.start, on_tile=lease.check, on_next=on_next)
+        finally:
+            runtime.meter.computed(line.upscaler.engine)
 
 
 def _pipeline(runtime: Runtime, grant: Grant) -> Pipeline:
@@ -319,6 +351,8 @@ def _pipeline(runtime: Runtime, grant: Grant) -> Pipeline:
     reference = job.options.reference
     upscaler = runtime.models.for_job(job, grant.promoted)
     upscaler.self_ensemble = job.options.self_ensemble
+    note(model=upscaler.identity.version)
+    runtime.meter.serves(Model(upscaler.identity.version, upscaler.identity.sha256))
     return Pipeline(
         job,
         upscaler,

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from worker.redis_client import RedisClient
@@ -21,6 +22,8 @@ WORKER_SEEN_S = 30
 """A worker that has not reported for this long counts as gone."""
 ORDINARY = 3
 """Priority of a chunk for the first time; 0 is the highest. A lost chunk would wait behind all others of its job."""
+SENT = "vdsr_sent"
+"""Header of a message: Unix time in seconds at which it was queued, by its sender's clock."""
 PROMOTED = "vdsr:promoted"
 REFUSED = "vdsr:refused"
 
@@ -55,6 +58,12 @@ class Fleet:
     def messages(self, queue: str) -> list[str]:
         """Those messages, as kombu wrote them."""
         return [text for key in _lists(queue) for text in self._redis.do("lrange", key, 0, -1)]
+
+    def oldest_s(self, queue: str) -> float:
+        """Seconds since the message that waits longest was queued, by its sender's clock; 0 if none waits."""
+        ends = [text for key in _lists(queue) for text in self._redis.do("lrange", key, -1, -1)]  # taken from there
+        sent = [moment for moment in map(sent_at, ends) if moment is not None]
+        return max(0.0, float(self._redis.now()) - min(sent)) if sent else 0.0
 
     def claim(self, role: str, owner: str, seconds: float) -> bool:
         """Whether this process has a role ("sweeper") for the next while."""
@@ -97,6 +106,14 @@ class Fleet:
     def refusals(self) -> dict[str, str]:
         """Versions that a worker has refused since the last promotion, and why."""
         return dict(self._redis.do("hgetall", REFUSED))
+
+
+def sent_at(message: str) -> float | None:
+    """Unix time at which a message as kombu wrote it was queued; None if it does not say."""
+    try:
+        return float(json.loads(message)["headers"][SENT])
+    except (ValueError, LookupError, TypeError, RecursionError):  # whoever may write to the queue may write anything
+        return None
 
 
 def _lists(queue: str) -> tuple[str, str]:

@@ -70,6 +70,11 @@ class Grant:
     promoted: int
     """Serial number of the last promotion; 0 if Redis knows of none."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether somebody had begun the chunk before."""
+        return self.fruitless > 1 or bool(self.rows) or bool(self.attempts)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -92,6 +97,12 @@ class Record:
     """Since the first chunk was taken, without the time between its end and a retry."""
     now: float
     """Redis' time of this record."""
+
+    @property
+    def left(self) -> int:
+        """Listed images without an outcome."""
+        ended = sum(self.counters.get(name, 0) for name in ("done", "failed", "skipped"))
+        return max(0, int(self.counters.get("images", 0) - ended))
 
 
 @dataclass(frozen=True)
@@ -417,6 +428,16 @@ class Ledger:
     def active(self) -> list[str]:
         """Jobs that a sweeper must look at."""
         return list(self._do("smembers", ACTIVE))
+
+    def in_hand(self, job_id: str) -> tuple[int, int, int]:
+        """How many chunks of a job are queued, how many leased, and images of those begun and not recorded."""
+        leased = self._do("hkeys", _key(job_id, "lease"))
+        chunks = [member for member in self._do("zrange", _key(job_id, "open"), 0, -1) if member.isdigit()]
+        begun = 0
+        for chunk in leased:
+            fields = set(self._do("hkeys", _key(job_id, f"progress:{chunk}")))
+            begun += sum(f"row:{name[4:]}" not in fields for name in fields if name.startswith("try:"))
+        return len(set(chunks) - set(leased)), len(leased), begun
 
     def _in_progress(self, job_id: str) -> list[dict[str, str]]:
         """The counters of open chunks."""

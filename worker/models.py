@@ -106,13 +106,15 @@ class Models:
         settings: Settings,
         make: Callable[[bytes | Path], Upscaler],
         on_refused: Callable[[str, str], None] = lambda version, reason: None,
+        on_reload: Callable[[str], None] = lambda result: None,
     ) -> None:
         """
         Args:
             make: loads a checkpoint on this worker's device.
             on_refused: called with a promoted version that cannot be used, and why.
+            on_reload: called with what became of a promotion: "loaded", "refused" or "unavailable".
         """
-        self.settings, self.make, self.on_refused = settings, make, on_refused
+        self.settings, self.make, self.on_refused, self.on_reload = settings, make, on_refused, on_reload
         self._loaded: OrderedDict[str, Upscaler] = OrderedDict()
         self._followed: Model | None = None
         self._serial: int | None = None
@@ -164,6 +166,7 @@ class Models:
                 self._fall_back(registry, alias)
         except (CheckpointError, StorageUnavailable, StorageError) as exc:
             log.warning("cannot look for a new model, so the old one goes on: %s", exc)
+            self.on_reload("unavailable")
             self._look_again = time.monotonic() + PAUSE_S
             return
         # What was read may be older than what was announced (a cache of NFS): then the next chunk looks again.
@@ -175,11 +178,16 @@ class Models:
         try:
             self._ready(model)
         except (CheckpointError, RuntimeError) as exc:  # torch's own: out of memory, a broken kernel, ...
-            log.error("model %s is refused, the old one goes on: %s", model.version, exc)
+            log.error(
+                "model %s is refused, the old one goes on: %s", model.version, exc, extra={"model": model.version}
+            )
             self.on_refused(model.version, str(exc))
+            self.on_reload("refused")
             return False
         if self._followed != model:
-            log.info("model %s is in use, after %.2f s", model.version, time.monotonic() - started)
+            took = time.monotonic() - started
+            log.info("model %s is in use, after %.2f s", model.version, took, extra={"model": model.version})
+            self.on_reload("loaded")
         self._followed = model
         return True
 

@@ -22,6 +22,7 @@ from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
 from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_degraded, score_reference
 from vdsr.resize import scaled_size
+from worker import tracing
 from worker.errors import (
     BadCredentials,
     JobStopped,
@@ -41,6 +42,7 @@ from worker.patience import Patience
 from worker.settings import Settings
 from worker.sizing import large_enough, most_scale, scale_for
 from worker.storage import Storage
+from worker.tracing import NOTHING, Trace
 
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
@@ -98,13 +100,15 @@ class Work:
     pixels: NDArray[Any] | None = None
     """After `upscale`."""
     psnr: dict[str, Any] | None = None
+    trace: Trace = NOTHING
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage."""
         started = time.perf_counter()
         try:
-            yield
+            with self.trace.stage(name):
+                yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - started, 4)
 
@@ -129,6 +133,7 @@ class Pipeline:
         self.job, self.upscaler, self.settings = job, upscaler, settings
         self.source, self.target, self.reference = source, target, reference
         self.looking, self.reading, self.writing = Patience(), Patience(), Patience()
+        self._span = tracing.here()
 
     def run(
         self,
@@ -147,6 +152,7 @@ class Pipeline:
             on_tile: called between tiles, and while a storage is waited for; what it raises ends the run.
             on_next: called between images; what it raises ends the run behind the image in hand.
         """
+        self._span = tracing.here()
         waits = self.looking, self.reading, self.writing = Patience(on_tile), Patience(on_tile), Patience(on_tile)
         admission, files = Admission(budget_bytes(self.settings)), Admission(file_bytes(self.settings))
         with ThreadPoolExecutor(LOADERS, "load") as loaders, ThreadPoolExecutor(STORERS, "store") as storers:
@@ -209,10 +215,11 @@ class Pipeline:
             file: for its bytes, given back when it is decoded.
         """
         options = self.job.options
-        work = Work(image, turn=turn)
+        work = Work(image, turn=turn, trace=tracing.image(image.key, self.upscaler.identity.version, self._span))
         try:
             if options.overwrite != "always" and self._is_there(image):
                 turn.leave()
+                work.trace.end("skipped")
                 return work
             data, version = self._fetch(work, file)
             work.picture = self._decode(work, data, turn)
@@ -229,14 +236,16 @@ class Pipeline:
             if scale is None:
                 work.picture, work.skipped = None, large_enough(options, size)
                 turn.leave()
+                work.trace.end("skipped")
                 return work
             work.scale = scale
             extras = reduced(work.picture.extras, options.metadata)
             notes = (*work.picture.notes, *left_out(pixels, extras, work.format))
             work.picture = replace(work.picture, extras=extras, notes=notes)
             check_output(pixels, scaled_size(size, scale), work.format, max_pixels=self.settings.max_output_pixels)
-        except BaseException:
+        except BaseException as exc:
             turn.leave()
+            work.trace.end("failed", exc)
             raise
         finally:
             file.leave()
@@ -270,6 +279,10 @@ class Pipeline:
             work.pixels = None
             with work.stage("write"):
                 self.writing(self.target.write, work.image.output, data, mark=work.mark)
+            work.trace.end("done")
+        except BaseException as exc:
+            work.trace.end("failed", exc)
+            raise
         finally:
             work.turn.leave()
         return Outcome(
@@ -319,6 +332,7 @@ class Pipeline:
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
         """Small images of one size, in one pass of the network; each is told its share of the time."""
+        began_ns = time.time_ns()
         began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
         for work, result in zip(
@@ -326,6 +340,7 @@ class Pipeline:
         ):
             work.pixels = result
         for work in works:
+            work.trace.shared("upscale", began_ns, time.time_ns())
             work.seconds["upscale"] = round((time.perf_counter() - began) / len(works), 4)
             work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
             if again := self.upscaler.redone - redone:  # nobody knows of which of them
@@ -345,6 +360,8 @@ class Pipeline:
         except BaseException as exc:
             if work and work.turn:
                 work.turn.leave()
+            if work:
+                work.trace.end("failed", exc)
             if isinstance(exc, ITS_OWN_FAULT) and not isinstance(exc, NO_IMAGES_FAULT):
                 exc.__traceback__ = None  # its frames hold the picture
                 return _settled(failure(image, exc.code, str(exc)))

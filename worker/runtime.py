@@ -12,6 +12,8 @@ from worker.app import Queue
 from worker.errors import TransientError
 from worker.fleet import Fleet
 from worker.ledger import Ledger
+from worker.metrics.meter import Meter
+from worker.metrics.page import make_meter
 from worker.models import Models
 from worker.settings import Settings, load_settings
 from worker.training.ledger import RunLedger
@@ -28,6 +30,11 @@ class Runtime:
         self.queue = Queue(settings, current_app)
 
     @cached_property
+    def meter(self) -> Meter:
+        """What counts what this process does."""
+        return make_meter(self.settings)
+
+    @cached_property
     def models(self) -> Models:
         """The networks on this worker's device; loaded by the process that uses them, never before a fork."""
         import torch
@@ -42,6 +49,7 @@ class Runtime:
             s,
             lambda weights: Upscaler(weights, device=s.device, precision=s.precision, tile=s.tile, engine=s.engine),
             on_refused=self._tell_refusal,
+            on_reload=self.meter.reloaded,
         )
 
     def _tell_refusal(self, version: str, reason: str) -> None:

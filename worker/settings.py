@@ -18,6 +18,7 @@ from vdsr.device import ENGINES, PRECISIONS
 from worker.config import CONFIG, NO_FILE, PROFILE, Given, files, read_files
 from worker.errors import UsageError
 
+LOG_FORMATS = ("text", "json")
 Bytes = int
 """May be given as 512M or 4G."""
 LEAST_MEMORY_BUDGET = 1 << 30
@@ -79,21 +80,27 @@ class Settings:
     """How long a silent worker keeps its chunk."""
     grace_s: int = 20
     """How long a worker that is asked to stop goes on with what it has in hand, if it has any."""
+    metrics_port: int = 0
+    """Where a worker serves its metrics for Prometheus, such as 9540, each worker on a host at its own; 0: nowhere."""
+    metrics_host: str = "0.0.0.0"  # noqa: S104  # Prometheus mostly asks from another host, and it is off by default
+    """The address that `VDSR_METRICS_PORT` belongs to; `127.0.0.1` serves this host alone."""
+    log_format: str = "text"
+    """`text`, or `json`: a worker's log as JSON lines, with the ids of job, chunk, image and model in fields."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "registry", self.registry or str(self.state_dir / "models"))
         object.__setattr__(self, "runs", self.runs or str(self.state_dir / "runs"))
         limits = {"tile": 0, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
-        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0}
+        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0, "metrics_port": 0}
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise UsageError(f"VDSR_{name.upper()} is {getattr(self, name)}; it must be at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"VDSR_DEVICE is {self.device!r}; it must be auto, cpu, cuda or cuda:N")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"VDSR_PRECISION is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-        if self.engine not in ENGINES:
-            raise UsageError(f"VDSR_ENGINE is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
+        for name, words in {"precision": PRECISIONS, "engine": ENGINES, "log_format": LOG_FORMATS}.items():
+            if getattr(self, name) not in words:
+                value = getattr(self, name)
+                raise UsageError(f"VDSR_{name.upper()} is {value!r}; it must be one of {', '.join(words)}")
         if self.memory_budget and self.memory_budget < LEAST_MEMORY_BUDGET:
             raise UsageError(f"VDSR_MEMORY_BUDGET is {self.memory_budget:,} bytes; it must be at least 1G")
         if urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):

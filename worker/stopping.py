@@ -19,6 +19,7 @@ from celery.apps import worker as celery_worker
 from celery.signals import worker_process_init
 from celery.worker.state import active_requests
 
+from worker import tracing
 from worker.errors import WorkerStopping
 
 LOOK_S = 0.05
@@ -48,6 +49,7 @@ def leave() -> NoReturn:
 
     Not by SystemExit: billiard would wait half a minute for Celery to take note of it, which waits for this end.
     """
+    tracing.flush()
     logging.shutdown()
     os._exit(0)
 

@@ -71,10 +71,11 @@ class Sweeper(threading.Thread):
             if looks:
                 due += self.ledger.lost(job_id, waiting.get(job_id, ()))
             for member in due:
-                log.info("queueing %s of job %s again", member, job_id)
+                about = {"job": job_id, **({"chunk": int(member)} if member.isdigit() else {})}
+                log.info("queueing %s of job %s again", member, job_id, extra=about)
                 self.queue.member(job_id, member)
         for run_id in self.runs.sweep(queue_empty=self.fleet.queue_length(TRAINING) == 0):
-            log.info("queueing training run %s again", run_id)
+            log.info("queueing training run %s again", run_id, extra={"run": run_id})
             self.queue.train(run_id)
         if self._rounds % PRODUCTION_EVERY == 0 and not (self._teller and self._teller.is_alive()):
             # On a thread of its own: a storage that hangs must not keep lost work from being found.
@@ -95,7 +96,8 @@ class Sweeper(threading.Thread):
         try:
             alias = Registry(self.settings).alias(PRODUCTION)
             if alias is not None and self.fleet.announce(alias.serial, alias.version):
-                log.info("model %s is in production; the workers are told", alias.version)
+                told = {"model": alias.version}
+                log.info("model %s is in production; the workers are told", alias.version, extra=told)
         except VdsrError as exc:
             log.warning("cannot tell what is in production: %s", exc)
 
