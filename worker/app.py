@@ -28,6 +28,8 @@ PLAN = "vdsr.plan"
 UPSCALE = "vdsr.upscale"
 FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
+INCLUDE = ["worker.tasks", "worker.sweeper", "worker.stopping", "worker.heartbeat"]
+"""Modules with tasks, and with handlers of Celery's signals."""
 
 
 class App(Celery):  # type: ignore[misc]  # celery has no types
@@ -42,7 +44,7 @@ class App(Celery):  # type: ignore[misc]  # celery has no types
 def make_app(settings: Settings) -> Celery:
     """The Celery application for a broker; connects to nothing yet."""
     register()
-    app = App("vdsr", broker=settings.broker_url, include=["worker.tasks", "worker.sweeper", "worker.stopping"])
+    app = App("vdsr", broker=settings.broker_url, include=INCLUDE)
     app.conf.update(
         broker_use_ssl=settings.broker_tls,
         task_serializer="json",
@@ -53,6 +55,7 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,  # with acks_late: a killed child's message comes back (celery#1628)
         worker_pool="prefork",  # a segfault kills a child only; solo never consumes again once Redis restarted
         worker_pool_start_method="spawn",  # CUDA and threads do not survive a fork (celery#10339)
+        worker_proc_alive_timeout=60,  # a spawned child imports anew; 4 s are too few on a cold or busy node
         worker_concurrency=1,  # one worker a device
         worker_prefetch_multiplier=1,
         # REMAP_SIGTERM=SIGQUIT: SIGTERM gives work back (celery#9213); worker.stopping waits no longer than needed
