@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,3 +78,34 @@ def test_a_container_may_stop_for_longer_than_its_worker_takes() -> None:
     for name in ("worker", "worker-gpu", "trainer"):
         assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 20 + 10, name  # VDSR_GRACE_S, and an end
         assert services[name]["init"] is True
+
+
+def test_the_image_is_given_all_of_the_package_and_nothing_of_it_is_ignored(tmp_path: Path) -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    built = re.split(r"^FROM ", dockerfile.partition(" AS built-cpu\n")[2], flags=re.M)[0]
+    assert built == re.split(r"^FROM ", dockerfile.partition(" AS built-cuda\n")[2], flags=re.M)[0]
+    copied = [words.split() for words in re.findall(r"^COPY ((?!--).*)$", dockerfile, re.M)]
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {source for *sources, _ in copied for source in sources} == let_in
+    for name in let_in:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, tmp_path / name)
+
+    words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "out"]
+    subprocess.run(words, cwd=tmp_path, check=True, timeout=120)
+
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    listing = ["git", "ls-files", "vdsr", "worker", "cli"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(tracked) > 100
+    assert sorted(set(tracked) - made) == []
+
+
+def test_the_image_has_the_packages_that_the_project_needs() -> None:
+    words = [sys.executable, ROOT / "deploy" / "requirements.py", ROOT / "pyproject.toml"]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    names = {re.split(r"[<>=;\[ ]", line)[0] for line in printed}
+    assert {"celery", "torch", "boto3", "matplotlib", "pillow"} <= names
+    assert names.isdisjoint({"pytest", "onnxruntime", "sphinx"})
