@@ -94,7 +94,7 @@ class Plain:
         if program is None:
             self.left_out[name] = f"{words[0] if words else each['image']} is not installed here"
             return
-        mounts = [mount.split(":")[:2] for mount in each.get("volumes", [])]
+        mounts = [mount.split(":")[:2] for mount in each.get("volumes", []) if ":" in mount]
         missing = [source for source, _ in mounts if source[0] in "./" and not (ROOT / source).exists()]
         if missing:
             self.left_out[name] = f"{missing[0]} is not here"

@@ -257,6 +257,25 @@ def test_the_triggers_read_the_whole_backlog_and_the_workers_at_work(quiet_redis
     assert read_as_keda(quiet_redis, "train") == {"waiting": 1, "busy": 1}
 
 
+@pytest.mark.redis
+def test_the_documented_permissions_of_keda_let_it_read_its_keys_and_nothing_else(quiet_redis: str) -> None:
+    page = (FOLDER.parents[1] / "docs" / "howto" / "kubernetes.md").read_text()
+    rules = re.search(r"^user keda on >PASSWORD (.*)$", page, re.M)
+    assert rules
+    redis.Redis.from_url(quiet_redis).execute_command("ACL", "SETUSER", "keda", "on", ">secret", *rules[1].split())
+    keda = redis.Redis.from_url(quiet_redis, username="keda", password="secret")
+    length = (
+        "local kind = redis.call('type', KEYS[1]).ok; return redis.call(kind == 'zset' and 'zcard' or 'llen', KEYS[1])"
+    )
+
+    for name in OVERLAYS:
+        for trigger in one(name, "ScaledObject")["spec"]["triggers"]:
+            assert keda.eval(length, 1, trigger["metadata"]["listName"]) == 0
+    for forbidden in (["LPUSH", "vdsr:upscale", "x"], ["TYPE", "vdsr:jobs"], ["KEYS", "*"], ["GET", "vdsr:upscale"]):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            keda.execute_command(*forbidden)
+
+
 @pytest.mark.parametrize(
     ("waiting", "again", "busy", "pods"),
     [(0, 0, 0, 0), (1, 0, 0, 1), (0, 1, 0, 1), (40, 0, 0, 10), (30, 2, 8, 10), (0, 0, 10, 10), (0, 0, 3, 3)],

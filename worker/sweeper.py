@@ -103,7 +103,8 @@ class Sweeper(threading.Thread):
 
 def _in_hand() -> set[str]:
     """The queues of which this worker has a task in hand."""
-    return {request.delivery_info["routing_key"] for request in tuple(active_requests)}
+    # As text: whoever may write to the queue may put anything there.
+    return {str(request.delivery_info.get("routing_key")) for request in tuple(active_requests)}
 
 
 _sweepers: list[Sweeper] = []  # the one of this process, for the signals below
