@@ -9,7 +9,8 @@ RESULTS := benchmarks/results
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-quality test-faults soak check audit sbom format train bench bench-scale screenshots clean
+.PHONY: help setup demo docs test test-quality test-faults soak check check-deploy audit sbom format train bench
+.PHONY: bench-scale screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,12 +39,21 @@ test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what
 soak: $(READY) ## Mixed jobs under random faults for half an hour (MINUTES=30)
 	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
 
-check: $(READY) ## Style, types, layers (ruff, mypy --strict, import-linter) and the compose file's schema
+check: $(READY) check-deploy ## Style, types, layers (ruff, mypy --strict, import-linter) and what check-deploy does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-deploy: $(READY) ## Dockerfile, compose file and Kubernetes' manifests: linters and schemas
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/yamllint --strict docker-compose.yml deploy
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint --failure-threshold warning deploy/Dockerfile; \
+		else echo "hadolint: there is no build of it for this machine; the Dockerfile is not linted"; fi
+	@mkdir -p build
+	@for each in redis overlays/cpu overlays/gpu overlays/train overlays/client; do \
+		$(BIN)/kubectl kustomize deploy/kubernetes/$$each > build/manifests.yaml \
+		&& $(BIN)/kubernetes-validate --strict --quiet --no-warn build/manifests.yaml || exit 1; done
 
 audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev; REQUIRE=1 must)
 	@test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit

@@ -39,6 +39,7 @@ COMMANDS = {
     "dev": "Keep a Redis and a worker running, for submit and status in other terminals.",
     "worker": "Start a worker on this node, for the Redis of VDSR_REDIS_URL.",
     "metrics": "Serve queues, open jobs and workers as metrics for Prometheus.",
+    "health": "Exit with 0 if the worker here is alive, or ready: for probes.",
     "eval": "Print the paper's table for a folder of HR images.",
     "train": "Train a network on HR images, and publish it.",
     "models": "Publish weights, and decide which are in production.",

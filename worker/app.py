@@ -32,8 +32,10 @@ FINISH = "vdsr.finish"
 TRAIN = "vdsr.train"
 LAYOUT, LAYOUT_HEADER = 1, "vdsr_layout"
 """Version of what messages say, in a header of each; a worker leaves newer ones to newer workers."""
-
-INCLUDED = ("worker.tasks", "worker.sweeper", "worker.stopping", "worker.logs", "worker.tracing", "worker.metrics.page")
+INCLUDED = (
+    "worker.tasks", "worker.sweeper", "worker.stopping", "worker.heartbeat", "worker.logs", "worker.tracing",
+    "worker.metrics.page",
+)  # fmt: skip
 """What a worker loads: tasks, and what listens to Celery's signals."""
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, closing, suppress
 
 from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
-from worker import stopping
+from worker import health, stopping
 from worker.errors import JobStopped, LeaseLost, NewerFormat, StorageError, TransientError, UsageError, WorkerStopping
 from worker.jobs import Image, Job, Model, Outcome, State, too_many_failed
 from worker.ledger import Grant, Ledger
@@ -265,15 +265,18 @@ class Lease:
 
     def check(self) -> None:
         """Raise what the renewing thread has learnt: JobStopped or LeaseLost."""
+        health.progress()
         self._renewal.check()
 
     def start(self, indices: Sequence[int]) -> None:
         """Images are about to be touched."""
+        health.progress()
         self._beat(start=indices)
         self.in_hand.update(indices)
 
     def record(self, rows: Sequence[tuple[int, Outcome]]) -> None:
         """Images are done."""
+        health.progress()
         self._beat(done=rows)
         self.in_hand.difference_update(index for index, _ in rows)
 

@@ -3,6 +3,8 @@
 | key                | type   | holds                                                                         |
 |--------------------|--------|-------------------------------------------------------------------------------|
 | vdsr:workers:QUEUE | zset   | worker name -> when last seen, of those that take this queue's messages       |
+| vdsr:busy:QUEUE    | zset   | worker name -> when last seen, of those that have a task of it in hand; gone  |
+|                    |        | WORKER_SEEN_S after the last report. Autoscalers read it (deploy/kubernetes)  |
 | vdsr:promoted      | hash   | serial, version: the last promotion that Redis was told of (worker.registry)  |
 | vdsr:refused       | hash   | version -> why a worker will not use it; deleted at the next promotion        |
 | vdsr:sweeper       | string | the worker that sweeps, for some seconds                                      |
@@ -14,7 +16,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from worker.redis_client import RedisClient
 
@@ -70,17 +72,28 @@ class Fleet:
         key, milliseconds = f"vdsr:{role}", int(seconds * 1000)
         return bool(self._redis.do("set", key, owner, px=milliseconds, nx=True) or self._redis.do("get", key) == owner)
 
-    def report_worker(self, name: str, queues: Iterable[str]) -> None:
-        """A worker is alive and takes the messages of these queues."""
+    def report_worker(self, name: str, queues: Iterable[str], busy: Collection[str] = ()) -> None:
+        """A worker is alive and takes the messages of these queues.
+
+        Args:
+            busy: the queues of which it has a task in hand.
+        """
         seconds = int(self._redis.now())
         for queue in queues:
             self._redis.do("zadd", _workers(queue), {name: seconds})
             self._redis.do("zremrangebyscore", _workers(queue), "-inf", seconds - WORKER_SEEN_S)
+            if queue in busy:
+                self._redis.do("zadd", _busy(queue), {name: seconds})
+                self._redis.do("expire", _busy(queue), WORKER_SEEN_S)
+            else:
+                self._redis.do("zrem", _busy(queue), name)
+            self._redis.do("zremrangebyscore", _busy(queue), "-inf", seconds - WORKER_SEEN_S)
 
     def forget_worker(self, name: str, queues: Iterable[str]) -> None:
         """A worker has ended."""
         for queue in queues:
             self._redis.do("zrem", _workers(queue), name)
+            self._redis.do("zrem", _busy(queue), name)
 
     def workers(self, queue: str) -> list[str]:
         """Workers of a queue that were seen lately."""
@@ -122,3 +135,7 @@ def _lists(queue: str) -> tuple[str, str]:
 
 def _workers(queue: str) -> str:
     return f"vdsr:workers:{queue}"
+
+
+def _busy(queue: str) -> str:
+    return f"vdsr:busy:{queue}"

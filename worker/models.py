@@ -139,6 +139,17 @@ class Models:
             self._catch_up(serial)
         return self._get(self._followed or job.model)
 
+    def warm(self) -> str:
+        """Load what a job of now would use; its version.
+
+        Raises:
+            CheckpointError: it is bad, or cannot be had.
+            StorageUnavailable: the registry does not answer.
+        """
+        model, _ = choose(None, self.settings)
+        self._get(model)
+        return model.version
+
     def notice(self, serial: int) -> None:
         """Something was promoted: load it on a thread of its own, so that neither this chunk nor the next must wait."""
         if not self._is_news(serial) or time.monotonic() < self._look_again:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import Any
 
+from worker import health
 from worker.formats import IMAGE_SUFFIXES
 from worker.jobs import Image, Job
 from worker.ledger import Ledger
@@ -71,6 +72,7 @@ def plan_job(ledger: Ledger, job_id: str, settings: Settings, device: str, enque
         if open_chunks is None:
             return
         enqueue(chunk)
+        health.progress()
         if part.last or (open_chunks >= WINDOW and ledger.rest(job_id, LOW_WATER)):
             return
         chunk += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import suppress
 from functools import cached_property, lru_cache
+from threading import Lock
 
 from celery import current_app
 
@@ -28,15 +29,21 @@ class Runtime:
         self.fleet = Fleet(settings.redis_url)
         self.runs = RunLedger(settings.redis_url)
         self.queue = Queue(settings, current_app)
+        self._making = Lock()
 
     @cached_property
     def meter(self) -> Meter:
         """What counts what this process does."""
         return make_meter(self.settings)
 
-    @cached_property
+    @property
     def models(self) -> Models:
         """The networks on this worker's device; loaded by the process that uses them, never before a fork."""
+        with self._making:  # two threads may ask: a task, and the one that loads ahead of it (worker.heartbeat)
+            return self._models
+
+    @cached_property
+    def _models(self) -> Models:
         import torch
 
         from vdsr.device import cores

@@ -78,6 +78,10 @@ class Settings:
     """Most output megapixels in a chunk, estimated from file sizes; 0 suits the device: 8 on a CPU, 4,096 on a card."""
     lease_s: int = 30
     """How long a silent worker keeps its chunk."""
+    health_dir: Path | None = None
+    """A folder where a worker leaves word for `vdsr health`, each its own; unset: it leaves none."""
+    stuck_s: int = 1800
+    """How long a worker may be at one tile, file or step until `vdsr health` no longer calls it alive."""
     grace_s: int = 20
     """How long a worker that is asked to stop goes on with what it has in hand, if it has any."""
     metrics_port: int = 0
@@ -91,7 +95,14 @@ class Settings:
         object.__setattr__(self, "registry", self.registry or str(self.state_dir / "models"))
         object.__setattr__(self, "runs", self.runs or str(self.state_dir / "runs"))
         limits = {"tile": 0, "threads": 0, "max_pixels": 1, "max_output_pixels": 1}
-        limits |= {"chunk_images": 1, "chunk_megapixels": 0, "lease_s": 3, "grace_s": 0, "metrics_port": 0}
+        limits |= {
+            "chunk_images": 1,
+            "chunk_megapixels": 0,
+            "lease_s": 3,
+            "grace_s": 0,
+            "metrics_port": 0,
+            "stuck_s": 1,
+        }
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise UsageError(f"VDSR_{name.upper()} is {getattr(self, name)}; it must be at least {least}")

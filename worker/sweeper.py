@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
+from celery.worker.state import active_requests
 
 from vdsr.errors import VdsrError
 from worker.app import QUEUE, TRAINING, Queue, members
@@ -51,7 +52,7 @@ class Sweeper(threading.Thread):
         """Until `stop`."""
         while True:
             try:
-                self.fleet.report_worker(self.worker, self.queues)
+                self.fleet.report_worker(self.worker, self.queues, _in_hand())
                 if self.fleet.claim("sweeper", self.worker, 2 * EVERY_S):
                     self.sweep()
             except TransientError as exc:
@@ -100,6 +101,12 @@ class Sweeper(threading.Thread):
                 log.info("model %s is in production; the workers are told", alias.version, extra=told)
         except VdsrError as exc:
             log.warning("cannot tell what is in production: %s", exc)
+
+
+def _in_hand() -> set[str]:
+    """The queues of which this worker has a task in hand."""
+    # As text: whoever may write to the queue may put anything there.
+    return {str(request.delivery_info.get("routing_key")) for request in tuple(active_requests)}
 
 
 _sweepers: list[Sweeper] = []  # the one of this process, for the signals below

@@ -13,6 +13,8 @@ from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 
+from worker import health
+
 MISREAD = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What kombu and Celery raise over a message that they cannot read. Tasks run elsewhere and raise nothing here."""
 
@@ -42,10 +44,15 @@ class Channel(redis.Channel):
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as above
+            taken = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as above
+        except Empty:  # Redis has answered that there is nothing
+            health.beat()
+            raise
         except MISREAD as exc:
             log.exception("what lay on a queue is no message of Celery's; it is dropped")
             raise Empty from exc  # as if nothing had been there: the loop goes on
+        health.beat()
+        return taken
 
 
 class Transport(redis.Transport):

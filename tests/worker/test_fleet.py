@@ -73,3 +73,15 @@ def test_messages_tell_what_they_name_and_the_urgent_come_first(quiet_redis_url:
     with make_app(settings).connection() as connection:  # as a worker takes them
         taken = [connection.default_channel.basic_get("upscale") for _ in range(before + 5)]
     assert [json.loads(message.body)[0] for message in taken if job_id in str(message.body)][-1] == [job_id, 7]
+
+
+@pytest.mark.redis
+def test_of_workers_that_died_at_work_none_counts_as_busy_for_long(quiet_redis_url: str) -> None:
+    fleet = Fleet(quiet_redis_url)
+    fleet.report_worker("one@here", ["busy-queue"], {"busy-queue"})
+    fleet.report_worker("two@here", ["busy-queue"], {"busy-queue"})
+
+    fleet.report_worker("two@here", ["busy-queue"])
+
+    assert fleet._redis.do("zrange", "vdsr:busy:busy-queue", 0, -1) == ["one@here"]
+    assert 0 < fleet._redis.do("ttl", "vdsr:busy:busy-queue") <= 30

@@ -14,7 +14,7 @@ from typing import Any
 
 from vdsr.errors import VdsrError
 from vdsr.training.run import Progress
-from worker import stopping
+from worker import health, stopping
 from worker.errors import JobStopped, LeaseLost, NewerFormat, TransientError, WorkerStopping
 from worker.jobs import State
 from worker.renewal import Renewal
@@ -120,6 +120,7 @@ class RunLease:
 
     def tell(self, **told: Any) -> None:
         """How the run stands; raises what the renewing thread has learnt: JobStopped or LeaseLost."""
+        health.progress()
         self._facts = {**self._facts, **told}
         self._renewal.check()
 
