@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cli.completing import versions
 
@@ -165,6 +166,9 @@ def read_options(
     from worker.errors import UsageError
     from worker.jobs import Options
 
+    context = click.get_current_context(silent=True)
+    if context and context.get_parameter_source("scale") is ParameterSource.DEFAULT_MAP and (width or height):
+        scale = None  # a configuration file's word gives way to the command line's
     if scale is not None and (width is not None or height is not None):
         raise UsageError("--scale is a factor, and --width and --height are a size; give one or the other")
     return Options(
