@@ -24,7 +24,9 @@ def show(as_json: bool) -> int:
     from dataclasses import fields
     from pathlib import Path
 
+    from cli.defaults import defaults_of
     from cli.output import left_aligned, print_json, printable, say
+    from worker.config import COMMANDS
     from worker.settings import Settings, config_files, given_settings, load_settings, mask
 
     settings, given = load_settings(), given_settings()
@@ -34,6 +36,9 @@ def show(as_json: bool) -> int:
         origin = given[field.name].origin if field.name in given else "default"
         shown = mask(str(value)) if isinstance(value, str) else str(value) if isinstance(value, Path) else value
         rows.append((field.name, None if value is None else shown, origin))
+    for name in COMMANDS:
+        for option, default in defaults_of(name).items():
+            rows.append((f"{name}.{option.rstrip('_')}", default.value, default.origin))
     if as_json:
         print_json({name: {"value": value, "from": origin} for name, value, origin in rows})
         return 0

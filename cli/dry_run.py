@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from worker.filelist import Named
     from worker.forecast import Forecast
     from worker.jobs import Job
     from worker.ledger import Ledger
     from worker.settings import Settings
 
 
-def show_forecast(job: Job, settings: Settings, ledger: Ledger | None, *, as_json: bool) -> int:
+def show_forecast(
+    job: Job, settings: Settings, ledger: Ledger | None, *, as_json: bool, named: Named | None = None
+) -> int:
     """Print what the job would do; nothing is written or queued."""
     from cli.output import live, print_json
     from worker.forecast import forecast
 
     with live(not as_json) as draw:
-        found = forecast(job, settings, ledger, on_look=lambda seen: draw(f"{seen:,} images looked at"))
+        found = forecast(job, settings, ledger, on_look=lambda seen: draw(f"{seen:,} images looked at"), named=named)
     if as_json:
         print_json(facts(job, found))
     else:

@@ -88,9 +88,10 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="vdsr")
 @click.option("--profile", metavar="NAME", help="Settings of [profile.NAME] in configuration files; see 'vdsr config'.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell the settings in use, and log retries, on standard error.")
 @click.option("-q", "--quiet", is_flag=True, help="Print results and errors only: no talk, no bar.")
 @click.pass_context
-def root(ctx: click.Context, profile: str | None, quiet: bool) -> None:
+def root(ctx: click.Context, profile: str | None, verbose: bool, quiet: bool) -> None:
     """Batch super-resolution of image collections with VDSR.
 
     \b
@@ -103,6 +104,17 @@ def root(ctx: click.Context, profile: str | None, quiet: bool) -> None:
         from worker.settings import use_profile
 
         use_profile(profile)
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet exclude each other", ctx)
+    if verbose:
+        from cli.verbose import tell_more
+
+        tell_more()
+    if ctx.invoked_subcommand in ("upscale", "submit"):
+        from cli.defaults import defaults_of
+
+        known = defaults_of(ctx.invoked_subcommand)
+        ctx.default_map = {ctx.invoked_subcommand: {name: default.value for name, default in known.items()}}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from cli.completing import versions
 
@@ -105,6 +106,43 @@ _JOB: list[Callable[[F], F]] = [
 ]
 
 
+def files_from(function: F) -> F:
+    """The options that name files; `read_named` turns them into worker.filelist.Named."""
+    for option in reversed(_NAMED):
+        function = option(function)
+    return function
+
+
+_NAMED: list[Callable[[F], F]] = [
+    click.option(
+        "--files-from",
+        metavar="FILE",
+        help="Only the files of SOURCE that FILE names, one a line; '-' reads standard input.",
+    ),
+    click.option("-0", "--null", is_flag=True, help="Names in --files-from end with NUL, as by 'find -print0'."),
+]
+
+
+def read_named(source: str, files_from: str | None, *, null: bool, settings: Any) -> Any:
+    """worker.filelist.Named of the command's words; None if no file is named."""
+    import sys
+    from pathlib import Path
+
+    from worker.errors import UsageError
+    from worker.filelist import read_names
+    from worker.uris import resolve
+
+    if files_from is None:
+        if null:
+            raise UsageError("-0 says how the names in --files-from end; give that, too")
+        return None
+    try:
+        data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+    except OSError as exc:
+        raise UsageError(f"--files-from {files_from} cannot be read: {exc.strerror}; give a file, or '-'") from exc
+    return read_names(data, resolve(source, settings).uri, null=null)
+
+
 def read_options(
     *,
     scale: float | None,
@@ -129,6 +167,9 @@ def read_options(
     from worker.errors import UsageError
     from worker.jobs import Options
 
+    context = click.get_current_context(silent=True)
+    if context and context.get_parameter_source("scale") is ParameterSource.DEFAULT_MAP and (width or height):
+        scale = None  # a configuration file's word gives way to the command line's
     if scale is not None and (width is not None or height is not None):
         raise UsageError("--scale is a factor, and --width and --height are a size; give one or the other")
     return Options(

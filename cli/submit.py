@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from cli.completing import paths
-from cli.options import Choice, as_json, dry_run, events, job_options, read_options
+from cli.options import Choice, as_json, dry_run, events, files_from, job_options, read_named, read_options
 
 
 @click.command(name="submit", epilog="Example: vdsr submit s3://bucket/scans s3://bucket/scans-x4 --scale 4")
 @click.argument("source", shell_complete=paths)
 @click.argument("destination", required=False, shell_complete=paths)
 @job_options
+@files_from
 @click.option(
     "--priority",
     type=Choice(["high", "normal", "low"]),
@@ -31,6 +32,8 @@ def command(
     source: str,
     destination: str | None,
     model: str | None,
+    files_from: str | None,
+    null: bool,
     wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -47,16 +50,17 @@ def command(
     from worker.settings import load_settings
 
     settings = load_settings()
-    job = draft(source, destination, read_options(**options), settings, model=model)
+    named = read_named(source, files_from, null=null, settings=settings)
+    job = draft(source, destination, read_options(**options), settings, model=model, named=named)
     if dry_run:
         from cli.dry_run import show_forecast
         from worker.ledger import Ledger
 
         say(job_line(job))
-        return show_forecast(job, settings, Ledger(settings.redis_url), as_json=as_json)
+        return show_forecast(job, settings, Ledger(settings.redis_url), as_json=as_json, named=named)
     client = Client.connect(settings)
     say(job_line(job))
-    job_id = client.submit(job)
+    job_id = client.submit(job, named)
     if job_id != job.id:
         say(f"job {job_id} is open and does just this; nothing was queued twice")
     if not (wait or events or client.workers()):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.completing import paths
-from cli.options import as_json, dry_run, events, job_options, read_options
+from cli.options import as_json, dry_run, events, files_from, job_options, read_named, read_options
 
 if TYPE_CHECKING:
     from worker.client import Client
+    from worker.filelist import Named
     from worker.jobs import Job
     from worker.ledger import Record
     from worker.settings import Settings
@@ -26,6 +27,7 @@ TABLE = 30
 @click.argument("source", shell_complete=paths)
 @click.argument("destination", required=False, shell_complete=paths)
 @job_options
+@files_from
 @dry_run
 @as_json
 @events
@@ -33,6 +35,8 @@ def command(
     source: str,
     destination: str | None,
     model: str | None,
+    files_from: str | None,
+    null: bool,
     dry_run: bool,
     as_json: bool,
     events: bool,
@@ -47,17 +51,18 @@ def command(
     from worker.settings import load_settings
 
     settings = load_settings()
-    job = draft(source, destination, read_options(**options), settings, model=model)
+    named = read_named(source, files_from, null=null, settings=settings)
+    job = draft(source, destination, read_options(**options), settings, model=model, named=named)
     say(job_line(job))
     if dry_run:
         from cli.dry_run import show_forecast
 
-        return show_forecast(job, settings, None, as_json=as_json)
+        return show_forecast(job, settings, None, as_json=as_json, named=named)
     with tempfile.TemporaryDirectory(prefix="vdsr-") as folder:  # short: a socket's path has 104 bytes at most
-        return _run(job, settings, Path(folder), as_json=as_json, events=events)
+        return _run(job, named, settings, Path(folder), as_json=as_json, events=events)
 
 
-def _run(job: Job, settings: Settings, folder: Path, *, as_json: bool, events: bool) -> int:
+def _run(job: Job, named: Named | None, settings: Settings, folder: Path, *, as_json: bool, events: bool) -> int:
     import dataclasses
 
     from cli.output import live, print_event
@@ -70,7 +75,7 @@ def _run(job: Job, settings: Settings, folder: Path, *, as_json: bool, events: b
     mine = dataclasses.replace(settings, redis_url=f"unix://{folder / SOCKET}", grace_s=0)
     with LocalRedis(folder) as redis, LocalWorker(mine, folder) as worker:
         client = Client.connect(mine)
-        client.submit(job)
+        client.submit(job, named)
         try:
             with live(not (as_json or events)) as draw:
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from worker.app import QUEUE, Queue
 from worker.errors import BrokerUnreachable, NotFound, NothingMatched, StorageError, StorageUnavailable, UsageError
+from worker.filelist import Named
 from worker.fleet import Fleet
 from worker.formats import IMAGE_SUFFIXES, REQUESTS, output_format
 from worker.jobs import Image, Job, Options, Outcome, State, new_job_id
@@ -56,8 +57,11 @@ class Client:
         """Seconds since one of them was last seen: 0 if lately, infinity if no trace of one is left."""
         return self.fleet.unseen_s(QUEUE)
 
-    def submit(self, job: Job) -> str:
+    def submit(self, job: Job, named: Named | None = None) -> str:
         """Record a job at its destination and in the ledger, and have it planned.
+
+        Args:
+            named: the files that the user has named, if the job was drafted with them.
 
         Returns:
             Its id, or that of an open job which does the same already.
@@ -68,6 +72,8 @@ class Client:
         job_id = self.ledger.create(job)
         if job_id == job.id:
             try:
+                if named:
+                    named.write(job, self.settings)
                 Parts(job, self.settings).write_job()
             except BaseException:
                 self.ledger.forget(job)
@@ -194,11 +200,18 @@ def _again(row: Outcome) -> Image:
 
 
 def draft(
-    source: str, destination: str | None, options: Options, settings: Settings, *, model: str | None = None
+    source: str,
+    destination: str | None,
+    options: Options,
+    settings: Settings,
+    *,
+    model: str | None = None,
+    named: Named | None = None,
 ) -> Job:
     """The job that a user's words mean, checked against what lies at the source.
 
     Args:
+        named: the only files that are wanted, by `worker.filelist.read_names`.
         model: see worker.models.choose.
 
     Raises:
@@ -210,15 +223,24 @@ def draft(
         check_template(options.name_template, sized=options.sized or options.max_megapixels is not None)
     place = resolve(source, settings)
     try:
-        return _draft(place, destination, options, settings, model)
+        return _draft(place, destination, options, settings, model, named)
     except (StorageError, StorageUnavailable) as exc:
         if place.scheme == "file" or source.startswith("s3://"):
             raise
         raise UsageError(f"{source!r} does not exist here, and was read as {place.uri}: {exc}") from exc
 
 
-def _draft(place: Place, destination: str | None, options: Options, settings: Settings, model: str | None) -> Job:
+def _draft(
+    place: Place,
+    destination: str | None,
+    options: Options,
+    settings: Settings,
+    model: str | None,
+    named: Named | None,
+) -> Job:
     single = _is_single(place, settings)
+    if single and named:
+        raise UsageError(f"{place.uri} is one file; --files-from names files of a folder or prefix")
     origin = place.parent if single else place
     reference, reference_key = _reference(options.reference, single, settings)
     options = dataclasses.replace(options, reference=reference, reference_key=reference_key)
@@ -250,10 +272,11 @@ def _draft(place: Place, destination: str | None, options: Options, settings: Se
         options=options,
         model=chosen,
         only=only,
+        named=named.facts if named else None,
         follow=follow,
         created=time.time(),
     )
-    _preview(job, place, settings)
+    _preview(job, place, settings, named)
     return job
 
 
@@ -350,10 +373,10 @@ def _fitting(options: Options, place: Place, target: Place) -> Options:
     return dataclasses.replace(options, format=promised.lower())
 
 
-def _preview(job: Job, place: Place, settings: Settings) -> None:
+def _preview(job: Job, place: Place, settings: Settings, named: Named | None) -> None:
     """Look at the first page of the source, so that an empty or colliding one fails before anything is queued."""
     wide = dataclasses.replace(settings, chunk_images=PREVIEW, chunk_megapixels=10**9)
-    listing = Listing(job, wide, "cpu", "")
+    listing = Listing(job, wide, "cpu", "", named)
     part = listing.take()
     while not part.images and not part.last:
         part = listing.take()

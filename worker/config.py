@@ -2,8 +2,12 @@
 
     redis_url = "redis://redis.internal:6379/0"     # top level: always
 
+    [upscale]                                       # what options of this command are where they are not given
+    format = "webp"
+
     [profile.night]                                 # on top of that, with --profile night
     memory_budget = "8G"
+    upscale.quality = 80
 
 Read are $XDG_CONFIG_HOME/vdsr/config.toml (~/.config/vdsr/config.toml) and then ./vdsr.toml; a later word wins, and a
 profile's wins over the top level of both. VDSR_CONFIG names one file instead of the two, or "none".
@@ -24,6 +28,8 @@ PROFILE = "VDSR_PROFILE"
 CONFIG = "VDSR_CONFIG"
 NO_FILE = "none"
 HERE = "vdsr.toml"
+COMMANDS = ("upscale", "submit")
+"""Commands whose options may have defaults in these files."""
 SERVERS = {"redis_url", "redis_ca", "s3_endpoint_url", "model_keys"}
 """Where credentials go and who is trusted is not for HERE to say, which may have come with somebody's pictures."""
 
@@ -37,6 +43,14 @@ class Given:
     """What to name in a message: "VDSR_TILE", or "tile in /home/me/vdsr.toml"."""
     folder: Path
     """Where a relative path starts."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """What an option is where it is not given."""
+
+    value: Any
+    origin: str
 
 
 def files(environ: Mapping[str, str]) -> list[Path]:
@@ -69,15 +83,50 @@ def read_files(paths: Iterable[Path], profile: str, names: Iterable[str], *, cho
     profiles = {path: _profiles(table, path) for path, table in tables.items()}
     given: dict[str, Given] = {}
     for path, table in tables.items():
-        always = {name: value for name, value in table.items() if name != "profile"}
+        always = {name: value for name, value in table.items() if name != "profile" and name not in COMMANDS}
         given |= _settings(always, str(path), path, names, chosen=chosen)
     for path, known in profiles.items():
         for name, table in known.items():  # of the others too: what is misspelt is told now
-            found = _settings(table, f"{path} [profile.{name}]", path, names, chosen=chosen)
+            own = {key: value for key, value in table.items() if key not in COMMANDS}
+            found = _settings(own, f"{path} [profile.{name}]", path, names, chosen=chosen)
             given |= found if name == profile else {}
     if profile and all(profile not in known for known in profiles.values()):
         raise UsageError(_unknown_profile(profile, sorted({n for known in profiles.values() for n in known})))
     return given
+
+
+def read_defaults(paths: Iterable[Path], profile: str, command: str, options: Iterable[str]) -> dict[str, Default]:
+    """What the files say of a command's options.
+
+    Args:
+        options: that the command has, by their long names, with "_" for "-".
+
+    Raises:
+        UsageError: a file that is no TOML, or an option that the command does not have.
+    """
+    options = list(options)
+    tables = {path: _read(path) for path in paths if path.is_file()}
+    found: dict[str, Default] = {}
+    for path, table in tables.items():
+        found |= _defaults(table, command, options, str(path))
+    for path, table in tables.items():
+        found |= _defaults(_profiles(table, path).get(profile, {}), command, options, f"{path} [profile.{profile}]")
+    return found
+
+
+def _defaults(table: dict[str, Any], command: str, options: list[str], origin: str) -> dict[str, Default]:
+    given = table.get(command, {})
+    if not isinstance(given, dict):
+        raise UsageError(f"{command} in {origin} is {given!r}; write [{command}] above the options of that command")
+    found = {}
+    for word, value in given.items():
+        name = word.replace("-", "_")
+        if name not in options:
+            near = get_close_matches(name, options, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"'vdsr {command} --help' lists them"
+            raise UsageError(f"[{command}] in {origin} has {word!r}, which is no option of it; {hint}")
+        found[name] = Default(value, f"[{command}] in {origin}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

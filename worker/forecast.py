@@ -22,6 +22,7 @@ import numpy as np
 from vdsr.errors import FileTooLarge, ImageEmpty, ImageError
 from vdsr.resize import scaled_size
 from worker.errors import BrokerRefused, BrokerUnreachable, NewerFormat, NotFound, StorageError, StorageUnavailable
+from worker.filelist import Named
 from worker.formats import IMAGE_SUFFIXES, output_format
 from worker.images import Header, check_output, decode
 from worker.jobs import Image, Job, State
@@ -92,13 +93,19 @@ class Forecast:
 
 
 def forecast(
-    job: Job, settings: Settings, ledger: Ledger | None, on_look: Callable[[int], None] = lambda seen: None
+    job: Job,
+    settings: Settings,
+    ledger: Ledger | None,
+    on_look: Callable[[int], None] = lambda seen: None,
+    *,
+    named: Named | None = None,
 ) -> Forecast:
     """Look at all that a job would meet.
 
     Args:
         ledger: where jobs of the same workers are known; None where the job would have workers of its own.
         on_look: called with the number of images looked at, now and then.
+        named: the files that the user has named.
     """
     found = Forecast()
     source = open_storage(job.source, settings)
@@ -106,7 +113,7 @@ def forecast(
     sizes: Counter[str] = Counter()  # format that a name promises -> bytes of images to do
     counts: Counter[str] = Counter()  # and their number
     dice = random.Random(0)  # noqa: S311  # the same sample each time
-    for images in _pages(job, settings, found):
+    for images in _pages(job, settings, found, named):
         for image in _todo(job, images, settings, found):
             found.todo += 1
             sizes[_promised(image)] += image.size_bytes
@@ -120,8 +127,8 @@ def forecast(
     return found
 
 
-def _pages(job: Job, settings: Settings, found: Forecast) -> Iterable[tuple[Image, ...]]:
-    listing = Listing(job, dataclasses.replace(settings, chunk_images=PAGE, chunk_megapixels=10**9), "cpu", "")
+def _pages(job: Job, settings: Settings, found: Forecast, named: Named | None) -> Iterable[tuple[Image, ...]]:
+    listing = Listing(job, dataclasses.replace(settings, chunk_images=PAGE, chunk_megapixels=10**9), "cpu", "", named)
     while True:
         part = listing.take()
         found.total += len(part.images)

@@ -196,6 +196,8 @@ class Job:
     """Fixed at submission; of a job that follows, what it falls back on."""
     only: tuple[str, str] | None = None
     """For a single file: its key at the source and at the destination."""
+    named: tuple[int, str] | None = None
+    """How many files the user has named, and a digest of their names (worker.filelist); None: all that there are."""
     follow: bool = False
     """Whether each chunk uses what is in production when it starts. Results name the model of each image."""
     created: float = 0.0
@@ -271,6 +273,7 @@ class Job:
             options[name] = tuple(options[name])
         raw["options"] = Options(**options)
         raw["model"] = Model(**raw["model"])
+        raw["named"] = tuple(raw["named"]) if raw.get("named") else None
         raw["only"] = tuple(raw["only"]) if raw["only"] else None
         return cls(**raw)
 

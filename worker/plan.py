@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from worker import health
+from worker.filelist import Named, named_entries
 from worker.formats import IMAGE_SUFFIXES
 from worker.jobs import Image, Job
 from worker.ledger import Ledger
@@ -20,7 +21,7 @@ from worker.names import Namer, is_image
 from worker.parts import Part, Parts
 from worker.settings import Settings
 from worker.sizing import expected_pixels
-from worker.storage import Entry
+from worker.storage import Entry, is_hidden
 from worker.uris import open_storage
 
 WINDOW = 1000
@@ -81,16 +82,17 @@ def plan_job(ledger: Ledger, job_id: str, settings: Settings, device: str, enque
 class Listing:
     """Cuts a job's listing into parts, from a cursor on."""
 
-    def __init__(self, job: Job, settings: Settings, device: str, cursor: str) -> None:
+    def __init__(self, job: Job, settings: Settings, device: str, cursor: str, named: Named | None = None) -> None:
         """
         Args:
             cursor: of the part before, or "" for the beginning.
+            named: the files that the user has named, where the job is not written down yet.
         """
         self.job = job
         state: dict[str, Any] = json.loads(cursor) if cursor else {"after": "", "stack": []}
         self.after: str = state["after"]
         self.namer = Namer(job.options, [(stem, outputs) for stem, outputs in state["stack"]])
-        self.entries = _entries(job, settings, self.after)
+        self.entries = _entries(job, settings, self.after, named)
         self.waiting = next(self.entries, None)
         self.most_images = settings.chunk_images
         self.most_pixels = 1e6 * (settings.chunk_megapixels or CHUNK_MEGAPIXELS[device])
@@ -101,7 +103,7 @@ class Listing:
         ignored, scanned, pixels = 0, 0, 0.0
         while self.waiting is not None and len(images) < self.most_images and scanned < SCAN:
             entry = self.waiting
-            if entry.problem and not self._excluded(entry.key):
+            if entry.problem and not entry.code and not self._excluded(entry.key):
                 images.append(_unreadable(entry))
             elif not (self.job.only or self._wanted(entry.key)):
                 ignored += 1
@@ -131,6 +133,8 @@ class Listing:
             output, problem = self.job.only[1], None
         else:
             output, problem = self.namer.name(entry.key)
+        if entry.code:
+            problem = (entry.code, entry.problem)
         return Image(entry.key, entry.size_bytes, entry.version, output, problem)
 
     def _output_pixels(self, entry: Entry) -> float:
@@ -145,13 +149,17 @@ def _unreadable(entry: Entry) -> Image:
     return Image(entry.key, 0, "", entry.key, (FOLDER_UNREADABLE, message))
 
 
-def _entries(job: Job, settings: Settings, after: str) -> Iterator[Entry]:
+def _entries(job: Job, settings: Settings, after: str, named: Named | None) -> Iterator[Entry]:
     """The source's objects after a key, without those of a destination that lies inside the source."""
+    inside = f"{job.destination}/".removeprefix(f"{job.source.rstrip('/')}/")
+    if job.named:
+        deep = job.options.recursive
+        listed = (entry for entry in named_entries(job, settings, after, named) if deep or "/" not in entry.key)
+        return (entry for entry in listed if not entry.key.startswith(inside) and not is_hidden(entry.key))
     source = open_storage(job.source, settings)
     if job.only:
         key = job.only[0]
         near = takewhile(lambda e: e.key <= key, source.entries(after=max(after, key[:-1]), recursive=False))
         return (entry for entry in near if entry.key == key)
     listing = source.entries(after=after, recursive=job.options.recursive, with_denied=True)
-    inside = f"{job.destination}/".removeprefix(f"{job.source.rstrip('/')}/")
     return (entry for entry in listing if not entry.key.startswith(inside))

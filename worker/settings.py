@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from vdsr.device import ENGINES, PRECISIONS
-from worker.config import CONFIG, NO_FILE, PROFILE, Given, files, read_files
+from worker.config import CONFIG, NO_FILE, PROFILE, Default, Given, files, read_defaults, read_files
 from worker.errors import UsageError
 
 LOG_FORMATS = ("text", "json")
@@ -161,6 +161,11 @@ def given_settings() -> dict[str, Given]:
     variables = _variables(os.environ)
     chosen = bool(os.environ.get(CONFIG))
     return {**read_files(files(os.environ), os.environ.get(PROFILE, ""), names, chosen=chosen), **variables}
+
+
+def command_defaults(command: str, options: Iterable[str]) -> dict[str, Default]:
+    """What the configuration files say of a command's options; see worker.config."""
+    return read_defaults(files(os.environ), os.environ.get(PROFILE, ""), command, options)
 
 
 def config_files() -> list[Path]:

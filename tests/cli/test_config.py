@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import VDSR
+from helpers import VDSR, make_photos, vdsr
 
 from worker.embedded import worker_environment
 from worker.settings import load_settings
@@ -118,3 +118,60 @@ def test_quiet_leaves_results_and_errors(state: dict[str, str], tmp_path: Path) 
     assert (result.returncode, result.stderr) == (0, "")
     assert "does not exist" in refused.stderr
     assert config(state, tmp_path, "-q", "config", "show").stderr == ""
+
+
+def test_options_of_a_command_have_defaults_in_files_and_the_command_line_wins(
+    state: dict[str, str], tmp_path: Path
+) -> None:
+    make_photos(tmp_path / "in", 2)
+    (tmp_path / "vdsr.toml").write_text(
+        '[upscale]\nscale = 3\nformat = "webp"\n\n[profile.night]\nupscale.format = "tiff"\n'
+    )
+
+    def told(*words: str) -> tuple[object, str]:
+        result = subprocess.run(
+            [VDSR, *words, "upscale", "in", "-n", "--json"],
+            env=state,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        forecast = json.loads(result.stdout)
+        return forecast["target"], forecast["destination"].rpartition("/")[2]
+
+    assert told() == ("x3", "in-x3")
+    command = [VDSR, "upscale", "in", "-n", "--json", "--width", "200"]
+    sized = subprocess.run(command, env=state, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(sized.stdout)["target"] == "200 px wide"
+    shown = subprocess.run(
+        [VDSR, "--profile", "night", "config", "show", "--json"],
+        env=state,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    rows = json.loads(shown.stdout)
+    assert rows["upscale.format"] == {"value": "tiff", "from": f"[upscale] in {tmp_path}/vdsr.toml [profile.night]"}
+    assert rows["upscale.scale"]["value"] == 3
+
+    (tmp_path / "vdsr.toml").write_text('[upscale]\nformt = "webp"\n')
+    wrong = subprocess.run(
+        [VDSR, "upscale", "in", "-n"], env=state, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (wrong.returncode, "did you mean format?" in wrong.stderr) == (2, True)
+
+
+def test_verbose_tells_settings_with_their_origin_and_no_password(state: dict[str, str], tmp_path: Path) -> None:
+    make_photos(tmp_path / "in", 1)
+    secret = {"VDSR_REDIS_URL": "redis://user:geheim@localhost:1/0", "VDSR_TILE": "128"}
+
+    result = vdsr({**state, **secret}, "-v", "upscale", tmp_path / "in", "-n")
+
+    assert result.returncode == 0, result.stderr
+    assert "tile = 128   (VDSR_TILE)" in result.stderr
+    assert "redis_url = redis://user:***@localhost:1/0   (VDSR_REDIS_URL)" in result.stderr
+    assert "geheim" not in result.stderr + result.stdout

@@ -120,6 +120,7 @@ def command(job: Job) -> str:
         else:
             for each in value if isinstance(value, tuple) else [value]:
                 words += [flags.get(name) or f"--{name.replace('_', '-')}", str(each)]
+    words += ["--files-from", "LIST"] if job.named else []
     words += ["--model", "follow" if job.follow else job.model.version]
     return shlex.join(words)
 

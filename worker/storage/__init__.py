@@ -25,7 +25,10 @@ class Entry:
     version: str
     """Changes when the content does: an S3 ETag, or size and modification time."""
     problem: str = ""
-    """Of a folder that may not be read: why. Its key ends with "/", and what it holds is not known."""
+    """Of a folder that may not be read: why. Its key ends with "/", and what it holds is not known. Of a file that was
+    named and cannot be had: why."""
+    code: str = ""
+    """Of the latter's problem."""
 
 
 class Storage(Protocol):
@@ -53,6 +56,13 @@ class Storage(Protocol):
 
         S3 never mixes two versions. On disk a file that is seen to change while it is read is StorageUnavailable; a
         program that writes in place, and pauses, cannot be told from one that is done.
+        """
+
+    def entry(self, key: str) -> Entry:
+        """One object as a listing would give it.
+
+        Raises:
+            ObjectNotFound: there is none.
         """
 
     def exists(self, key: str) -> bool:

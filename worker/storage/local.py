@@ -99,6 +99,16 @@ class LocalStorage:
             raise StorageUnavailable(f"{path!r} was written while it was read; retry when that is over")
         return data, version
 
+    def entry(self, key: str) -> Entry:
+        """One file as a listing would give it; what is a link itself is none."""
+        path = os.path.join(self._root, check_key(key))
+        self._refuse_outside(os.path.dirname(path))
+        with _naming_errors(path):
+            found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise StorageError(f"{path!r} is a folder, a link or a pipe, not a file; leave it out")
+        return Entry(key, found.st_size, _version(found))
+
     def exists(self, key: str) -> bool:
         """Whether there is such a file; a folder is none."""
         path = self._path(key)

@@ -119,6 +119,13 @@ class S3Storage:
         data, tag = self._read(key, max_bytes)
         return data, _version(tag)
 
+    def entry(self, key: str) -> Entry:
+        """One object as a listing would give it."""
+        name = self._name(key)
+        with self._naming_errors(key):
+            found = self._ask("head_object", Bucket=self._bucket, Key=name)
+        return Entry(key, found["ContentLength"], _version(found["ETag"]))
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object; False, too, where there is no such bucket (HEAD does not tell)."""
         return self.mark(key) is not None
