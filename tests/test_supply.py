@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 DOCKERFILES = sorted(ROOT.glob("deploy/**/Dockerfile*"))
 SECRETS = (
     ".env", "vdsr.toml", "worker/.env", "cli/vdsr.toml", "worker/release.key", "vdsr/weights/own.pem", "cli/.netrc",
-    "worker/credentials", "worker/id_ed25519", ".aws/credentials", "vdsr/.git-credentials", "worker/.pypirc", "cli/redis.acl",
+    "worker/credentials", "worker/id_ed25519", ".aws/credentials", "vdsr/.git-credentials", "worker/.pypirc",
+    "cli/redis.acl",
 )  # fmt: skip
 
 
@@ -64,7 +65,8 @@ def copied(dockerfile: Path) -> list[str]:
 
 def test_the_rules_are_read_as_docker_reads_them() -> None:
     rules = ["*", "!worker", "**/*.key", "**/.env*", "worker/x"]
-    assert [is_ignored(path, rules) for path in ("a", "worker/a.py", "worker/b/c.key", "worker/.env.local", "worker/x/y")] == [
+    paths = ("a", "worker/a.py", "worker/b/c.key", "worker/.env.local", "worker/x/y")
+    assert [is_ignored(path, rules) for path in paths] == [
         True, False, True, True, True,
     ]  # fmt: skip
 
