@@ -65,7 +65,7 @@ def through(proxy: Proxy, server: servers.S3Server) -> servers.S3Server:
     return dataclasses.replace(server, endpoint_url=proxy.url)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_worker_and_a_client_need_what_their_policies_allow_and_no_more(
     bucket: str, s3_server: servers.S3Server, tmp_path: Path
 ) -> None:

@@ -161,7 +161,7 @@ def test_the_documented_permissions_suffice_for_jobs_kills_retries_and_cancels(
     assert refused == []
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_clients_and_a_monitor_need_no_more_than_their_own_permissions(secured: Secured, tmp_path: Path) -> None:
     service = secured.service
     secured.admin.acl_log_reset()
