@@ -48,8 +48,7 @@ def judge(reports: dict[str, list[dict[str, Any]] | str], *, require: bool) -> V
             reason = next(package["skip_reason"] for package in found if "skip_reason" in package)
             why.append(f"{service}: {len(found) - len(known)} of {len(found)} not looked up, such as: {reason}")
         holes += [
-            f"{package['name']} {package['version']}: {hole['id']}, "
-            f"mended in {' '.join(hole['fix_versions']) or 'none'}"
+            f"{package['name']} {package['version']}: {hole['id']}, mended in {' '.join(hole['fix_versions']) or '-'}"
             for package in known
             for hole in package["vulns"]
         ]

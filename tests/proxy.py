@@ -68,6 +68,8 @@ class Proxy(ThreadingHTTPServer):
         self.closing = threading.Event()
         self.counts: Counter[str] = Counter()
         """Requests by operation."""
+        self.seen: list[tuple[str, str, str]] = []
+        """Every request's operation, bucket and key ("" for a listing)."""
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
 
@@ -119,6 +121,7 @@ class Exchange(BaseHTTPRequestHandler):
         bucket, _, key = parts.path.removeprefix("/").partition("/")
         self.bucket, self.key, self.query = bucket, unquote(key), parse_qs(parts.query)
         operation = "LIST" if "list-type" in self.query else self.command
+        self.server.seen.append((operation, bucket, "" if operation == "LIST" else self.key))
         fault = self.server.fault_for(operation, self.key)
         if fault is None:
             self.send(*self.forwarded())

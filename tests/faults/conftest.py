@@ -46,7 +46,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def secure_redis() -> Iterator[servers.SecureRedis]:
     """Redis with TLS; nobody but these two is let in."""
     folder = Path(tempfile.mkdtemp(prefix="vdsr-"))
-    users = [documented_user().replace(">PASSWORD", f">{PASSWORD}"), f"user admin on >{ADMIN} ~* &* +@all"]
+    users = [documented_user(name) for name in ("worker", "submitter", "exporter")]
+    users.append(f"user admin on >{ADMIN} ~* &* +@all")
     try:
         with servers.secure_redis(folder, users) as server:
             yield server
@@ -67,7 +68,7 @@ def secured(
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("VDSR_", "AWS_"))}
     environment = {
         **clean,
-        "VDSR_REDIS_URL": secure_redis.url("vdsr", PASSWORD),
+        "VDSR_REDIS_URL": secure_redis.url("worker", PASSWORD),
         "VDSR_REDIS_CA": str(secure_redis.authority),
         "VDSR_STATE_DIR": str(folder / "state"),
         "VDSR_S3_ENDPOINT_URL": s3_server.endpoint_url,

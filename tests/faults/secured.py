@@ -13,7 +13,7 @@ import redis
 import servers
 from helpers import Service, wait_until
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+USERS = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
 PASSWORD = "p4ss-w0rd-of-redis-Zq7"
 ADMIN = "p4ss-w0rd-of-admin-Kx3"
 
@@ -36,8 +36,9 @@ class Secured:
         wait_until(lambda: set(self.service.children()) - set(children) != set())
 
 
-def documented_user() -> str:
-    """The line of an ACL file that the documentation gives."""
-    (line,) = re.findall(r"^user vdsr on .*$", OPERATIONS.read_text(), re.MULTILINE)
-    assert line.count(">PASSWORD") == 1
-    return str(line)
+def documented_user(name: str = "worker", password: str = PASSWORD) -> str:
+    """A line of the ACL file that is given to operators, with a password."""
+    (line,) = re.findall(rf"^user {name} on .*$", USERS.read_text(), re.MULTILINE)
+    found = f">{name.upper()}-PASSWORD"
+    assert line.count(found) == 1
+    return str(line).replace(found, f">{password}")

@@ -128,7 +128,7 @@ def test_without_the_remapped_signal_a_worker_ends_behind_its_image_too(fleet: R
 def test_a_worker_that_is_asked_to_stop_in_the_last_image_of_a_chunk_ends_behind_it(fleet: Rig, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    Image.effect_noise((640, 480), 60).save(photos / "only.png")
+    Image.effect_noise((160, 120), 60).save(photos / "only.png")
     job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
     wait_until(lambda: fleet.progress(job_id).get("try:0") == "1")
 

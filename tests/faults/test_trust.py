@@ -157,8 +157,64 @@ def test_the_documented_permissions_suffice_for_jobs_kills_retries_and_cancels(
     service.client.fleet.announce(1, "v")
     service.client.fleet.report_refusal("v", "why")
     service.client.ledger.job_ids()
-    refused = [entry for entry in secured.admin.acl_log() if entry["username"] == "vdsr"]
+    refused = [entry for entry in secured.admin.acl_log() if entry["username"] == "worker"]
     assert refused == []
+
+
+@pytest.mark.faults
+def test_clients_and_a_monitor_need_no_more_than_their_own_permissions(secured: Secured, tmp_path: Path) -> None:
+    service = secured.service
+    secured.admin.acl_log_reset()
+    photos = make_photos(tmp_path / "photos", 4)
+    (photos / "bad.png").write_bytes(b"")
+    state = {**service.environment, "HOME": str(tmp_path), "VDSR_REDIS_URL": secured.redis.url("submitter", PASSWORD)}
+
+    job = vdsr(state, "submit", str(photos)).stdout.strip()
+    told = [
+        vdsr(state, "wait", job),
+        vdsr(state, "status", job, "--json"),
+        vdsr(state, "retry", job),
+        vdsr(state, "wait", job),
+        vdsr(state, "list"),
+        vdsr(state, "submit", str(photos), "--dry-run"),
+        vdsr(state, "doctor"),
+        vdsr(state, "models", "promote", "shipped"),
+    ]
+    other = vdsr(state, "submit", str(photos), str(tmp_path / "other")).stdout.strip()
+    told.append(vdsr(state, "cancel", other))
+    secured.admin.delete(f"vdsr:{{{job}}}:job", f"vdsr:{{{job}}}:open", f"vdsr:{{{job}}}:done")
+    record = tmp_path / "photos-x2" / ".vdsr" / job
+    content = json.loads((record / "job.json").read_text())
+    (record / "job.json").write_text(json.dumps({name: value for name, value in content.items() if name != "ended"}))
+    told.append(vdsr(state, "resume", str(tmp_path / "photos-x2")))
+    settings = load_settings({**state, "VDSR_REDIS_URL": secured.redis.url("exporter", PASSWORD)})
+    watching = Client.connect(settings)
+    records = [watching.ledger.record(job_id) for job_id in watching.ledger.job_ids()]
+    looks = (watching.workers(), watching.fleet.queue_length(QUEUE), watching.fleet.refusals(), watching.unseen_s())
+
+    assert [each.returncode for each in told] == [3, 0, 0, 3, 0, 0, 0, 0, 0, 0], told
+    assert len(records) >= 2
+    assert len(looks[0]) == 1
+    refused = [entry for entry in secured.admin.acl_log() if entry["username"] != "worker"]
+    assert refused == []
+    Path(service.settings.registry, "aliases/production.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [("submitter", ("BRPOP", "vdsr:upscale", "1")), ("submitter", ("LRANGE", "vdsr:upscale", "0", "-1")),
+     ("submitter", ("FLUSHALL",)), ("submitter", ("GET", "other")), ("submitter", ("CONFIG", "GET", "*")),
+     ("exporter", ("SET", "vdsr:x", "1")), ("exporter", ("LPUSH", "vdsr:upscale", "x")),
+     ("exporter", ("DEL", "vdsr:jobs")), ("exporter", ("EVALSHA", "0" * 40, "0")), ("exporter", ("GET", "other")),
+     ("exporter", ("KEYS", "*"))],
+)  # fmt: skip
+def test_clients_take_no_messages_and_a_monitor_writes_nothing(
+    secure_redis: servers.SecureRedis, user: str, command: tuple[str, ...]
+) -> None:
+    authority = str(secure_redis.authority)
+    ours = redis.Redis.from_url(secure_redis.url(user, PASSWORD), ssl_ca_certs=authority, protocol=2)
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        ours.execute_command(*command)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +225,7 @@ def test_the_documented_permissions_suffice_for_jobs_kills_retries_and_cancels(
 )  # fmt: skip
 def test_the_documented_permissions_allow_nothing_else(secured: Secured, command: tuple[str, ...]) -> None:
     ours = redis.Redis.from_url(
-        secured.redis.url("vdsr", PASSWORD), ssl_ca_certs=str(secured.redis.authority), protocol=2
+        secured.redis.url("worker", PASSWORD), ssl_ca_certs=str(secured.redis.authority), protocol=2
     )
     with pytest.raises(redis.exceptions.NoPermissionError):
         ours.execute_command(*command)
@@ -186,7 +242,7 @@ def test_a_command_that_is_not_permitted_is_told_without_the_password(secured: S
 def test_a_server_whose_certificate_is_not_vouched_for_gets_no_password(
     secure_redis: servers.SecureRedis, tmp_path: Path, whose: str
 ) -> None:
-    environment = {"VDSR_REDIS_URL": secure_redis.url("vdsr", PASSWORD)}
+    environment = {"VDSR_REDIS_URL": secure_redis.url("worker", PASSWORD)}
     if whose == "another's":
         environment["VDSR_REDIS_CA"] = str(servers.make_certificate(tmp_path)[0])
     settings = load_settings(environment)
@@ -198,13 +254,13 @@ def test_a_server_whose_certificate_is_not_vouched_for_gets_no_password(
 
 
 def test_another_name_than_the_certificates_is_refused(secure_redis: servers.SecureRedis) -> None:
-    url = secure_redis.url("vdsr", PASSWORD).replace("localhost", "127.0.0.2")
+    url = secure_redis.url("worker", PASSWORD).replace("localhost", "127.0.0.2")
     with pytest.raises(BrokerUnreachable):
         Client.connect(load_settings({"VDSR_REDIS_URL": url, "VDSR_REDIS_CA": str(secure_redis.authority)}))
 
 
 def test_a_wrong_password_is_told_without_it(secure_redis: servers.SecureRedis) -> None:
-    url = secure_redis.url("vdsr", "wrong-" + PASSWORD)
+    url = secure_redis.url("worker", "wrong-" + PASSWORD)
     with pytest.raises((BrokerUnreachable, BrokerRefused)) as caught:
         Client.connect(load_settings({"VDSR_REDIS_URL": url, "VDSR_REDIS_CA": str(secure_redis.authority)}))
     assert PASSWORD not in str(caught.value)
