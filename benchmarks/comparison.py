@@ -143,6 +143,7 @@ def script(python: Path, way: str) -> Callable[..., Any]:
     @contextmanager
     def start(folder: Path, environment: dict[str, str]) -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]:
         command = [str(python), __file__, "--way", way]
+        environment |= {"RAY_worker_niceness": "0"}  # 15 by default, which starves it beside whatever else runs
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

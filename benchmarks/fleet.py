@@ -1,10 +1,10 @@
 """Do more workers do more, and do jobs share them? Whole workers, with an engine that only waits.
 
-python benchmarks/fleet.py scaling       # images/s of 1, 2, 4 and 8 workers that take 1 s for an image
+python benchmarks/fleet.py scaling       # images/s of 1, 2, 4 and 8 workers that take 4 s for an image
 python benchmarks/fleet.py sharing       # ten images behind a huge job; shares of three priorities
 python benchmarks/fleet.py whole         # 10,000 thumbnails by two workers with an engine that takes no time
 
-The stand-in ("--model timed:1", vdsr/stand_in.py) sleeps in the network's place, so that eight workers fit on two
+The stand-in ("--model timed:4", vdsr/stand_in.py) sleeps in the network's place, so that eight workers fit on two
 cores as they fit on eight cards; the rest is what a worker does: lease, fetch, decode, bicubic, encode, write, record.
 Pictures of 16 x 16 come from benchmarks/bucket.py over HTTP. A job's time is that from its first lease to its end.
 """
@@ -32,10 +32,11 @@ from worker.embedded import LocalRedis, guarded, worker_command, worker_environm
 from worker.jobs import Options
 from worker.settings import load_settings
 
-SECONDS = 1.0
-"""Of the stand-in, an image: what 0.4 MP take on two cores, or a large photograph on a card."""
+SECONDS = 4.0
+"""Of the stand-in, an image: what 1.6 MP of output take on two cores."""
 CHUNK = 20
-EACH = 60
+"""Images a chunk, of small jobs behind huge ones."""
+EACH = 15
 """Images for each worker: three chunks."""
 WORKERS = (1, 2, 4, 8)
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--json", type=Path, help="write the figures there too")
     args = parser.parse_args()
-    with ground() as here:
+    with ground(EACH // 3 if args.kind == "scaling" else CHUNK) as here:
         rows = KINDS[args.kind](here)
     for row in rows:
         print(json.dumps(row), flush=True)
