@@ -32,6 +32,8 @@ KILL_AT = 200
 """Images that are done when a process is killed."""
 STILL_S = 60
 """Without one more output for so long, a way has ended or hangs."""
+START_S = 300
+"""The same before the first."""
 HERE = Path(__file__).parent
 
 
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--ray", type=Path, help="the Python of an environment with ray[data]; without, Ray is left out"
     )
+    parser.add_argument("--only", nargs="*", choices=["vdsr", "script", "ray"], help="these ways")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--way", choices=["script", "ray"], help=argparse.SUPPRESS)  # what this program starts
     args = parser.parse_args()
@@ -55,7 +58,8 @@ def main() -> None:
     if args.ray:
         ways["ray"] = script(args.ray.absolute(), "ray")
     rows = []
-    for name, start in ways.items():
+    for name in args.only or ways:
+        start = ways[name]
         quiet, killed = (measured(start, kill=kill) for kill in (False, True))
         rows.append({"way": name, "quiet": quiet, "killed": killed})
         print(json.dumps(rows[-1]), flush=True)
@@ -80,7 +84,8 @@ def measured(start: Callable[..., Any], *, kill: bool) -> dict[str, Any]:
                 if kill and struck is None and outputs >= KILL_AT:
                     os.kill(victim(), signal.SIGKILL)
                     struck = now
-                if outputs >= IMAGES or (ended() and outputs == seen[-1][1]) or now - seen[-1][0] > STILL_S:
+                hangs = now - seen[-1][0] > (STILL_S if outputs else START_S)
+                if outputs >= IMAGES or (ended() and outputs == seen[-1][1]) or hangs:
                     break
                 time.sleep(0.2)
             while not ended() and time.perf_counter() - began < now + STILL_S:
@@ -95,7 +100,7 @@ def measured(start: Callable[..., Any], *, kill: bool) -> dict[str, Any]:
         "wall_s": round(wall, 1),
         "peak_mb": round(peak),
         "missing": IMAGES - made,
-        "done_twice": counts["outputs_put"] - made,
+        "done_twice": counts.get("outputs_put", 0) - made,
         "stood_still_s": None if struck is None else round(longest_pause(seen, struck), 1),
     }
 
@@ -138,6 +143,7 @@ def script(python: Path, way: str) -> Callable[..., Any]:
     @contextmanager
     def start(folder: Path, environment: dict[str, str]) -> Iterator[tuple[Callable[[], bool], Callable[[], int]]]:
         command = [str(python), __file__, "--way", way]
+        environment |= {"RAY_worker_niceness": "0"}  # 15 by default, which starves it beside whatever else runs
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -264,4 +270,5 @@ def pss_mb(pid: int) -> float:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what it started ends, too
     main()

@@ -6,7 +6,6 @@ python benchmarks/page.py      # reads benchmarks/results/*.json, as `make bench
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -253,8 +252,7 @@ def comparison(rows: list[dict[str, Any]]) -> str:
     """Against what one would use instead."""
 
     def still(row: dict[str, Any]) -> str:
-        pause = row["killed"]["stood_still_s"]
-        return "ends" if pause is None or math.isnan(pause) else f"{pause:.1f}"
+        return "for good" if row["killed"]["missing"] else f"{row['killed']['stood_still_s']:.1f}"
 
     return markdown(
         [
