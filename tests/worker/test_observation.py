@@ -166,7 +166,8 @@ def figures(client: Client) -> observation.Page:
 def test_the_fleet_shows_what_waits_and_what_is_in_hand(waiting: tuple[Client, str]) -> None:
     client, job_id = waiting
     before = figures(client)
-    plan_job(client.ledger, job_id, client.settings, "cpu", Queue(client.settings).upscale.__get__(job_id))  # type: ignore[arg-type]
+    queue = Queue(client.settings)
+    plan_job(client.ledger, job_id, client.settings, "cpu", lambda chunk: queue.upscale(job_id, chunk))
     time.sleep(0.2)
     planned = figures(client)
     client.ledger.lease(job_id, 1, "token", 60)
@@ -407,3 +408,25 @@ def test_the_standard_variables_switch_traces_on_and_off(environment: dict[str, 
     from worker.tracing import is_wanted
 
     assert is_wanted(environment) is wanted
+
+
+# --- Flower ----------------------------------------------------------------------------------------------------------
+
+
+def test_flower_sees_the_worker_and_its_queue(watched: Observed) -> None:
+    port = servers.free_ports(1)[0]
+    command = [sys.executable, "-m", "celery", "-A", "worker", "flower", "--address=127.0.0.1", f"--port={port}"]
+    environment = {**watched.service.environment, "FLOWER_UNAUTHENTICATED_API": "true"}
+    log = watched.service.folder / "flower.log"
+
+    def asked(path: str) -> Any:
+        try:
+            return ask(f"http://127.0.0.1:{port}/api/{path}")
+        except OSError:  # it starts
+            return {}
+
+    with servers.child_process(command, log, environment):
+        wait_until(lambda: any(name.startswith("watched@") for name in asked("workers?refresh=1")), 120)
+        queues = asked("queues/length")
+
+    assert queues == {"active_queues": [{"name": "upscale", "messages": 0}]}
