@@ -320,7 +320,7 @@ def test_every_line_of_the_log_is_json_with_the_ids_of_what_it_concerns(watched:
     images = [line for line in about if "image" in line]
     assert len({line["image"] for line in images}) == 32
     assert {line["model"] for line in images} == {watched.jobs[0]["model"]["version"]}
-    assert {line["worker"].partition("@")[0] for line in lines} == {"watched"}
+    assert {line["worker"].partition("@")[0] for line in about} == {"watched"}  # a process begins without its name
     assert all({"time", "level", "logger", "message", "process", "pid"} <= set(line) for line in lines)
 
 
