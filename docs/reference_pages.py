@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
 from inspect import cleandoc, getdoc
 from itertools import pairwise
@@ -19,6 +19,7 @@ import click
 import vdsr.errors
 import worker.errors
 from cli import main as program
+from worker.metrics import catalogue
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,16 @@ def errors() -> str:
     return "\n\n".join(f"```text\n{tree}\n```" for tree in trees)
 
 
+def worker_metrics() -> str:
+    """What a worker serves for Prometheus."""
+    return _metrics(catalogue.WORKER)
+
+
+def fleet_metrics() -> str:
+    """What `vdsr metrics` serves."""
+    return _metrics(catalogue.FLEET)
+
+
 def library() -> str:
     """The public face of `Upscaler`: signatures and docstrings."""
     tree = ast.parse((ROOT / "vdsr" / "upscale.py").read_text())
@@ -92,8 +103,19 @@ def library() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    maker.__name__: maker for maker in (commands, settings, codes, exits, errors, library)
+    maker.__name__: maker
+    for maker in (commands, settings, codes, exits, errors, worker_metrics, fleet_metrics, library)
 }
+
+
+def _metrics(metrics: Iterable[catalogue.Metric]) -> str:
+    rows = ["| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
+    for metric in metrics:
+        labels = "; ".join(f"`{name}`: {values}" for name, values in metric.labels.items())
+        buckets = f" Up to {', '.join(f'{bound:g}' for bound in metric.buckets)}." if metric.buckets else ""
+        cells = (f"`{metric.name}`", metric.kind, metric.unit, labels, metric.meaning + buckets)
+        rows.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(rows)
 
 
 def _help(command: click.Command, context: click.Context, level: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from worker.embedded import guarded, worker_command, worker_environment
 from worker.settings import load_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-WINDOW = "2m"
+WINDOW = "1h"
 """Instead of Grafana's $__rate_interval."""
 HOSTILE = "bad\n[2026-11-23 18:00:00,000: CRITICAL] forged\x1b[31m.png"
 

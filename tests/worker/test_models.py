@@ -184,6 +184,20 @@ def test_a_bad_promotion_is_refused_and_the_old_model_goes_on(
     assert models.for_job(following, promote(registry, better)).identity.version == "better"
 
 
+def test_what_became_of_each_promotion_is_told(settings: Settings, registry: Registry) -> None:
+    told: list[str] = []
+    models = Models(settings, lambda data: Upscaler(data, device="cpu"), on_reload=told.append)
+    following = job(follow=True)
+    models.for_job(following, promote(registry, published(registry, "good")))
+    serial = promote(registry, published(registry, "bad", 2))
+    registry.storage.write("versions/bad/weights.safetensors", b"no weights")
+    models.for_job(following, serial)
+    registry.storage.write("aliases/production.json", b"no JSON")
+    models.for_job(following, serial + 1)
+
+    assert told == ["loaded", "refused", "unavailable"]
+
+
 def test_a_worker_that_starts_under_a_bad_promotion_takes_the_last_good_one(
     models: Models, registry: Registry, refused: dict[str, str]
 ) -> None:

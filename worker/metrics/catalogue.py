@@ -74,7 +74,8 @@ GAIN = Metric(
     "histogram",
     "dB",
     "PSNR-Y over bicubic of the images that have a finite one; what it is measured against is the job's matter "
-    "([protocol](../protocol.md)).",
+    "([protocol](../protocol.md)). A gain may be negative and `_sum` fall, so that its `rate` means nothing: use "
+    "`histogram_quantile`.",
     buckets=GAINS,
 )
 OOM = Metric(

@@ -39,7 +39,10 @@ log = logging.getLogger(__name__)
 
 def make_meter(settings: Settings) -> Meter:
     """Of a process that works: one that counts if its parent has made it a folder."""
-    return Counting() if settings.metrics_port and VARIABLE in os.environ else Meter()
+    if not settings.metrics_port or VARIABLE not in os.environ:
+        return Meter()
+    _use_files()
+    return Counting()
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]  # celery's signals are not typed
@@ -54,8 +57,16 @@ def _start(**_: Any) -> None:
     except OSError as exc:
         log.warning("no metrics: no folder for them in %s: %s", tempfile.gettempdir(), exc)
         return
+    _use_files()
     make_counters()  # of this process: series at 0, before any child has counted
     Server(Path(os.environ[VARIABLE]), settings.metrics_host, settings.metrics_port).start()
+
+
+def _use_files() -> None:
+    """prometheus_client decides that when it is imported, which Flower's plugin does before there is a folder."""
+    from prometheus_client import values
+
+    values.ValueClass = values.get_value_class()
 
 
 def make_folder(parent: Path) -> Path:
