@@ -46,6 +46,7 @@ check: $(READY) check-deploy ## Style, types, layers (ruff, mypy --strict, impor
 	$(BIN)/lint-imports
 
 check-deploy: $(READY) ## Dockerfile, compose file and Kubernetes' manifests: linters and schemas
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deploy]'
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/yamllint --strict docker-compose.yml deploy
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint --failure-threshold warning deploy/Dockerfile; \

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import kubernetes_validate
 import pytest
 import redis
 import yaml
@@ -26,6 +25,8 @@ from worker.embedded import LocalRedis, find_server, guarded
 from worker.fleet import Fleet
 from worker.redis_client import RedisClient
 from worker.settings import load_settings
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="'make check-deploy' installs it")
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "gpu", "train")
