@@ -134,7 +134,7 @@ def test_trust_that_cannot_be_read_trusts_nobody(settings: Settings, tmp_path: P
         Registry(dataclasses.replace(settings, model_keys=path)).weights(version)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_commands_make_a_key_sign_verify_and_refuse(tmp_path: Path) -> None:
     registry = {"VDSR_REGISTRY": str(tmp_path / "models"), "VDSR_STATE_DIR": str(tmp_path), "HOME": str(tmp_path)}
     state = {**os.environ, **registry}
