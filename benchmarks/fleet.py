@@ -2,7 +2,7 @@
 
 python benchmarks/fleet.py scaling       # images/s of 1, 2, 4 and 8 workers that take 4 s for an image
 python benchmarks/fleet.py sharing       # ten images behind a huge job; shares of three priorities
-python benchmarks/fleet.py whole         # 10,000 thumbnails by two workers with an engine that takes no time
+python benchmarks/fleet.py whole         # 2,000 thumbnails by two workers with an engine that takes no time
 
 The stand-in ("--model timed:4", vdsr/stand_in.py) sleeps in the network's place, so that eight workers fit on two
 cores as they fit on eight cards; the rest is what a worker does: lease, fetch, decode, bicubic, encode, write, record.
@@ -176,7 +176,7 @@ def since_created(here: Ground, job_id: str) -> float:
 
 def whole(here: Ground) -> list[dict[str, Any]]:
     """Thumbnails, with nothing in the network's place."""
-    count = 10_000
+    count = 2_000
     with here.workers(2) as guards:
         warm = here.submit(CHUNK * 8, "warm", 0)
         wait(lambda: here.client.ledger.record(warm).state.ended)

@@ -171,19 +171,24 @@ def ensemble(rows: list[dict[str, Any]]) -> str:
     )
 
 
+SPENT = ("planning_cpu_s", "doing_cpu_s")
+
+
 def scale(rows: list[dict[str, Any]]) -> str:
     """Time and memory against the number of images, with the straight line through the first and the last."""
     figure, four = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
     images = [row["images"] for row in rows]
     curves = {
-        "processor seconds of planning": [row["planning_cpu_s"] for row in rows],
-        "processor seconds of the ledger's clients": [row["doing_cpu_s"] for row in rows],
+        "processor seconds of planning": [row.get("planning_cpu_s") for row in rows],
+        "processor seconds of the ledger's clients": [row.get("doing_cpu_s") for row in rows],
         "Redis at its peak, kB": [row["redis_peak_kb"] for row in rows],
         "processor seconds of the report": [row["report"]["cpu_s"] for row in rows],
     }
     for axes, (name, values) in zip(four, curves.items(), strict=True):
-        axes.loglog(images, values, "o-")
-        axes.loglog(images, [values[-1] * n / images[-1] for n in images], "--", color="#94a3b8", label="proportional")
+        known = [(n, value) for n, value in zip(images, values, strict=True) if value is not None]
+        (most, last), numbers = known[-1], [n for n, _ in known]
+        axes.loglog(numbers, [value for _, value in known], "o-")
+        axes.loglog(numbers, [last * n / most for n in numbers], "--", color="#94a3b8", label="proportional")
         axes.set_xlabel("images")
         axes.set_title(name, fontsize=9)
         axes.legend(fontsize=8)
@@ -198,8 +203,7 @@ def scale(rows: list[dict[str, Any]]) -> str:
             [
                 f"{row['images']:,}",
                 f"{row['submit_s']:.1f} ({row['submit_cpu_s']:.1f})",
-                f"{1e6 * row['planning_cpu_s'] / row['images']:,.0f}",
-                f"{1e6 * row['doing_cpu_s'] / row['images']:,.0f}",
+                *(f"{1e6 * row[name] / row['images']:,.0f}" if name in row else "" for name in SPENT),
                 f"{row['redis_peak_kb']:,}",
                 f"{row['redis_bytes_an_image']:,.1f}",
                 " ".join(f"{row['status_ms'][name]:.0f}" for name in ("median", "p99", "max")),
@@ -243,7 +247,7 @@ def sharing(rows: list[dict[str, Any]]) -> str:
         for row in small
     ]
     told = ", ".join(f"{name} {shares[name]:,} ({shares[name] / total:.0%})" for name in ("high", "normal", "low"))
-    return markdown(["job", "from submission to its end", "behind all that waited"], lines) + (
+    return markdown(["job", "from submission to its end", "behind all that waited, reckoned"], lines) + (
         f"\n\n{shares['what'].capitalize()}, of three jobs with more to do than that: {told}."
     )
 
