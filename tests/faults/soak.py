@@ -186,7 +186,8 @@ class Soak:
             self.jobs.runs += 1
             self.watch.jobs.remove(job.id)
             if not job.destination.startswith("s3://"):
-                shutil.rmtree(job.destination)
+                # a worker that was paused longer than its lease may be at its last image still, which does no harm
+                shutil.rmtree(job.destination, ignore_errors=True)
         return left
 
     def _memory(self, node: Node) -> list[int]:
