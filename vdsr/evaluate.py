@@ -109,6 +109,33 @@ def score_reference(sr: NDArray[Any], lr: NDArray[Any], reference: NDArray[Any],
     return _compare(y_bicubic, y_sr, y_hr, scale, with_ssim=True)
 
 
+def lr_consistency(sr: NDArray[Any], lr: NDArray[Any], scale: float, *, most_pixels: int | None = None) -> float:
+    """PSNR-Y in dB of an output that is shrunk to its input's size again, against the input.
+
+    It finds damage (a shifted tile, a wrong colour), not quality: bicubic interpolation scores well, too.
+
+    Args:
+        sr: (H * scale, W * scale, ...), sizes rounded up.
+        lr: (H, W, ...) uint8 or uint16, with the same channels; alpha is left out.
+        most_pixels: of `lr`, that are compared: rows round its middle; None compares all of it.
+
+    Returns:
+        Infinity where they are equal.
+    """
+    height, width = lr.shape[:2]
+    rows = height if most_pixels is None else min(height, max(1, most_pixels // width))
+    first = (height - rows) // 2
+    plan = plan_bicubic(sr.shape[:2], scale=1 / scale)
+    shrunk = np.empty((rows, width), np.uint8)
+    for start in range(first, first + rows, BLOCK):
+        stop = min(start + BLOCK, first + rows)
+        low, high = plan.source_rows(start, stop)
+        y = luminance(sr[low:high]).astype(np.float32)
+        band = plan.rows(y, start, stop, low)[:, :width]  # rounded up twice, it may be wider by one
+        shrunk[start - first : stop - first] = np.clip(np.round(band), 0, 255).astype(np.uint8)
+    return psnr_y(shrunk, luminance(lr[first : first + rows]), shave=0)
+
+
 def check_sizes(sr: NDArray[Any], reference: tuple[int, ...], scale: float) -> None:
     """Whether an upscaled picture can be compared with one of this (height, width).
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from vdsr.banded import BLOCK
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
-from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_degraded, score_reference
+from vdsr.evaluate import Comparison, NotComparable, check_sizes, lr_consistency, score_degraded, score_reference
 from vdsr.resize import scaled_size
 from worker import tracing
 from worker.errors import (
@@ -56,6 +57,8 @@ LOADERS, STORERS = 4, 4
 """Threads."""
 TOGETHER_SAMPLES = 1 << 18
 """Images that become at most so large, in samples, go through the network together where they have one shape."""
+MOST_BAND = 1 << 24
+"""Samples of an output that are held in float to see whether it agrees with its source."""
 SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
@@ -383,8 +386,10 @@ class Pipeline:
                 truth = self._read_reference(work.image.key, work.pixels, scale)
                 result = score_reference(work.pixels, work.picture.pixels, truth, scale)
         except NotComparable as exc:
-            return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
-        return {"kind": kind, **_figures(result)}
+            figures = {"bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
+        else:
+            figures = _figures(result)
+        return {"kind": kind, **figures, "lr_consistency": _consistency(work.pixels, work.picture.pixels, scale)}
 
     def _read_reference(self, key: str, output: NDArray[Any], scale: float) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
@@ -492,14 +497,22 @@ def _centre(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels[top : top + h, left : left + w]
 
 
-def _figures(result: Comparison) -> dict[str, Any]:
-    def number(value: float) -> float | str:
-        return round(value, 4) if math.isfinite(value) else "inf" if value > 0 else "-inf"
+def _consistency(output: NDArray[Any], source: NDArray[Any], scale: float) -> float | str | None:
+    """None for a picture so wide that looking at some of its rows would take memory that nobody reckoned with."""
+    if BLOCK * scale * output.shape[1] > MOST_BAND:
+        return None
+    return _number(lr_consistency(output, source, scale, most_pixels=SCORED_PIXELS))
 
+
+def _number(value: float) -> float | str:
+    return round(value, 4) if math.isfinite(value) else "inf" if value > 0 else "-inf"
+
+
+def _figures(result: Comparison) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        "bicubic": number(result.bicubic.psnr_y),
-        "vdsr": number(result.vdsr.psnr_y),
-        "gain": number(result.gain_db),
+        "bicubic": _number(result.bicubic.psnr_y),
+        "vdsr": _number(result.vdsr.psnr_y),
+        "gain": _number(result.gain_db),
         "reason": None,
     }
     if result.vdsr.ssim is not None and result.bicubic.ssim is not None:

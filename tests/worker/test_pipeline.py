@@ -247,6 +247,15 @@ def test_a_reference_of_another_size_is_not_decoded(folder: Path, tmp_path: Path
     assert rows[1].psnr["vdsr"] > 0
 
 
+def test_an_output_is_compared_with_its_input_also_where_there_is_no_other_figure(folder: Path) -> None:
+    Image.new("RGB", (3, 3), "red").save(folder / "tiny.png")
+
+    rows = run_line(pipeline(folder), ["tiny.png", "0.png"])
+
+    assert [row.psnr and row.psnr["reason"] for row in rows] == ["3 x 3 pixels are too few to shrink by 2", None]
+    assert all(row.psnr and (row.psnr["lr_consistency"] == "inf" or row.psnr["lr_consistency"] > 30) for row in rows)
+
+
 def test_too_little_memory_is_told_as_such_and_not_as_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(self: ImageFile.ImageFile) -> None:
         raise MemoryError

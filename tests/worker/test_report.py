@@ -122,6 +122,20 @@ def test_images_without_a_figure_are_counted_with_their_reason() -> None:
     assert figures.psnr["gain"].n == 1
 
 
+def test_outputs_that_do_not_agree_with_their_inputs_are_told_by_the_lowest(tmp_path: Path) -> None:
+    def agreeing(key: str, figure: float | str | None) -> Outcome:
+        psnr = {"kind": "self-degradation", "bicubic": 30.0, "vdsr": 31.0, "gain": 1.0, "lr_consistency": figure}
+        return row(key, psnr=psnr)
+
+    figures = gather([row("older", 1.0), agreeing("a", 50.0), agreeing("<b>", 12.5), agreeing("c", "inf")])
+    facts = summary(job(tmp_path), State.COMPLETED, figures)
+
+    assert facts["lr_consistency"]["images"] == 2
+    assert (facts["lr_consistency"]["lowest"], facts["lr_consistency"]["lowest_key"]) == (12.5, "<b>")
+    page = render(facts, figures, {}, chunks=1)
+    assert "the lowest is 12.50 dB, of <code>&lt;b&gt;</code>" in page
+
+
 def test_the_command_of_a_job_is_the_one_that_asks_for_it_again(tmp_path: Path) -> None:
     options = Options(scale=3, format="png", include=("*.jpg", "a b"), recursive=False, score=False, self_ensemble=True)
     job = Job("j", "/in", "/out dir", options, Model("v1", "a" * 64))

@@ -116,6 +116,9 @@ class Figures:
     )
     exact: int = 0
     """Images whose PSNR is infinite."""
+    lr_consistency: Distribution = field(default_factory=Distribution)
+    """Of outputs that are shrunk again, against their inputs, where that is finite."""
+    least_consistent: Outcome | None = None
     without: Counter[str] = field(default_factory=Counter)
     """Images without a PSNR, by reason."""
     best: list[Outcome] = field(default_factory=list)
@@ -187,6 +190,11 @@ def _add(figures: Figures, row: Outcome) -> None:
 
 
 def _add_psnr(figures: Figures, row: Outcome, psnr: dict[str, float | str | None]) -> None:
+    agrees = psnr.get("lr_consistency")  # which earlier versions did not measure
+    if isinstance(agrees, int | float):
+        figures.lr_consistency.add(float(agrees))
+        if figures.least_consistent is None or agrees < (figures.least_consistent.psnr or {})["lr_consistency"]:
+            figures.least_consistent = row
     values = {name: psnr[name] for name in figures.psnr}
     if values["vdsr"] == "inf":
         figures.exact += 1

@@ -30,7 +30,7 @@ from worker.storage.local import LocalStorage
 from worker.uris import open_storage
 
 COLUMNS = ("key", "output", "outcome", "code", "message", "psnr_bicubic", "psnr_vdsr", "gain", "width", "height")
-MORE = ("size_bytes", "model", "worker", "finished", "seconds", "notes")
+MORE = ("lr_consistency", "size_bytes", "model", "worker", "finished", "seconds", "notes")
 
 
 def write_report(parts: Parts, state: State | None, page: Path, settings: Settings, *, pictures: bool = True) -> Path:
@@ -98,6 +98,12 @@ def summary(job: Job, state: State | None, figures: Figures) -> dict[str, Any]:
             "without": dict(figures.without.most_common()),
             **{name: _spread(distribution) for name, distribution in figures.psnr.items()},
         },
+        "lr_consistency": {
+            "images": figures.lr_consistency.n,
+            **_spread(figures.lr_consistency),
+            "lowest": figures.lr_consistency.quantile(0),
+            "lowest_key": figures.least_consistent.key if figures.least_consistent else None,
+        },
         "failures": dict(figures.failures.most_common()),
         "notes": dict(figures.notes.most_common()),
         "seconds_by_stage": {name: round(seconds, 2) for name, seconds in figures.seconds.items()},
@@ -160,7 +166,7 @@ def _cells(row: Outcome) -> list[Any]:
     texts = [_inert(text) for text in (row.key, row.output)]
     return [
         *texts, row.outcome, row.code, _inert(row.message or ""), *figures, row.width, row.height,
-        row.size_bytes, row.model, row.worker, row.finished, seconds, "; ".join(row.notes),
+        psnr.get("lr_consistency"), row.size_bytes, row.model, row.worker, row.finished, seconds, "; ".join(row.notes),
     ]  # fmt: skip
 
 
