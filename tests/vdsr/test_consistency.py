@@ -27,7 +27,7 @@ def smooth(height: int, width: int, channels: int = 3, peak: int = 255) -> NDArr
 def test_what_the_network_makes_agrees_with_its_input(scale: float, channels: int, peak: int) -> None:
     lr = smooth(71, 53, channels, peak)
 
-    assert lr_consistency(Upscaler().upscale(lr, scale), lr, scale) > 27  # it sharpens most at x1
+    assert lr_consistency(Upscaler().upscale(lr, scale), lr, scale) > (42 if scale >= 2 else 25)  # at x1 it sharpens
 
 
 def test_a_shifted_tile_is_found() -> None:
