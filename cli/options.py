@@ -60,7 +60,7 @@ _JOB: list[Callable[[F], F]] = [
         type=Choice(["same", "jpeg", "png", "webp", "tiff", "bmp", "avif"]),
         default="same",
         show_default=True,
-        help="Format of the outputs; GIF becomes PNG.",
+        help="Format of the outputs; with 'same', GIF and HEIC become PNG.",
     ),
     click.option("--quality", type=int, help="1 to 100 for JPEG, WebP and AVIF  [default: 95, 90 and 80]"),
     click.option(
