@@ -28,7 +28,7 @@ demo: $(READY) ## Upscale real sample photographs x2 with an embedded Redis and 
 	@echo "open $(DEMO)/ to see the pictures"
 
 test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
