@@ -3,7 +3,13 @@
 Each is safe to run twice. `worker.ledger` says what the keys hold; a script reads the time as `now`.
 """
 
-PRELUDE = """
+SAYS = """
+-- A number or a word of a JSON text, by its name. Not by cjson, which refuses the names of files that are no UTF-8; a
+-- quotation mark within a string has a backslash before it, and so no such text is taken for a field.
+local function says(text, name) return string.match(text, '"' .. name .. '":%s*"?([%w.+-]+)') end
+"""
+
+PRELUDE = SAYS + """
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
 local function add(key, counters)
   for field, value in pairs(cjson.decode(counters)) do
@@ -59,7 +65,7 @@ if writer then return {writer, 0} end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[4], KEYS[5])
 local done, left = cjson.decode(ARGV[10]), cjson.decode(ARGV[11])
 redis.call('HSET', KEYS[1], 'spec', ARGV[1], 'state', 'running', 'planned', ARGV[6], 'cursor', ARGV[7],
-           'listed', ARGV[8], 'chunks_done', #done, 'created', cjson.decode(ARGV[1]).created,
+           'listed', ARGV[8], 'chunks_done', #done, 'created', says(ARGV[1], 'created'),
            'place', ARGV[4], 'work', ARGV[5], 'restored', ARGV[12])
 add(KEYS[1], ARGV[9])
 redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
@@ -101,10 +107,10 @@ TURN = """
 local function key(job, name) return 'vdsr:{' .. job .. '}:' .. name end
 local clock = tonumber(redis.call('HGET', KEYS[2], 'clock') or '0')
 local function start(job) return math.max(clock, tonumber(redis.call('HGET', KEYS[2], job) or '0')) end
-local function spec(job) return cjson.decode(redis.call('HGET', key(job, 'job'), 'spec')) end
+local function spec(job, name) return says(redis.call('HGET', key(job, 'job'), 'spec'), name) end
 local function waits(job)
   local state = redis.call('HGET', key(job, 'job'), 'state')
-  if not state or ended(state) or (spec(job).schema or 0) > tonumber(ARGV[6]) then return false end
+  if not state or ended(state) or tonumber(spec(job, 'schema') or 0) > tonumber(ARGV[6]) then return false end
   local open = key(job, 'open')
   local n = redis.call('ZCARD', open) - redis.call('HLEN', key(job, 'lease'))
   for _, member in ipairs({'plan', 'finish'}) do if redis.call('ZSCORE', open, member) then n = n - 1 end end
@@ -137,7 +143,7 @@ if best ~= job then
     redis.call('ZADD', key(job, 'open'), now + ARGV[4], chunk) -- the next to ask gets another one
   end
 end
-local priority = spec(job).options.priority or 'normal'
+local priority = spec(job, 'priority') or 'normal'
 local at, stride = start(job), cjson.decode(ARGV[5])[priority] or 10
 redis.call('HSET', KEYS[2], job, at + stride)
 if ARGV[3] ~= '1' then redis.call('HSET', KEYS[2], 'clock', at) end -- else others wait who would lose their due
@@ -150,7 +156,7 @@ return {job, chunk}
 LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end
-local schema = cjson.decode(redis.call('HGET', KEYS[1], 'spec')).schema or 0
+local schema = tonumber(says(redis.call('HGET', KEYS[1], 'spec'), 'schema') or 0)
 if schema > tonumber(ARGV[4]) then return {'newer', schema} end
 if tonumber(ARGV[1]) >= tonumber(redis.call('HGET', KEYS[1], 'planned')) then return {'unplanned'} end
 if redis.call('GETBIT', KEYS[4], ARGV[1]) == 1 then

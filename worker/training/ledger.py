@@ -22,9 +22,10 @@ from worker.errors import JobStopped, LeaseLost, NewerFormat, NotFound
 from worker.jobs import SCHEMA, State
 from worker.ledger import KEEP_S, PATIENCE_S, QUEUED_S
 from worker.redis_client import RedisClient
+from worker.scripts import SAYS
 from worker.training.runs import Run
 
-_PRELUDE = """
+_PRELUDE = SAYS + """
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
 """
 
@@ -41,7 +42,7 @@ return 1
 _LEASE = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'unknown'} end
-local schema = cjson.decode(redis.call('HGET', KEYS[1], 'spec')).schema or 0
+local schema = tonumber(says(redis.call('HGET', KEYS[1], 'spec'), 'schema') or 0)
 if schema > tonumber(ARGV[3]) then return {'newer', schema} end
 if ended(state) then return {'ended'} end
 local owner = redis.call('HGET', KEYS[1], 'token')
