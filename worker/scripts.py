@@ -9,7 +9,9 @@ SAYS = """
 local function says(text, name) return string.match(text, '"' .. name .. '":%s*"?([%w.+-]+)') end
 """
 
-PRELUDE = SAYS + """
+PRELUDE = (
+    SAYS
+    + """
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
 local function add(key, counters)
   for field, value in pairs(cjson.decode(counters)) do
@@ -30,6 +32,7 @@ local function other_writer(destinations, place, job)
   end
 end
 """
+)
 
 # KEYS: job, open, destinations. ARGV: spec, QUEUED_S, job id, place, work.
 # -> {} if the job is there now, else {the job that writes to its place, 1 if that one does the same work}.

@@ -59,7 +59,8 @@ def test_what_goes_through_the_slots_comes_out_as_on_a_cpu(imitation: SimpleName
 
     expected = MODEL.residual(torch.from_numpy(image)[None, None]).detach()[0, 0].numpy()
 
-    assert np.abs(whole(engine, image, nothing) - expected).max() < (1e-5 if dtype == torch.float32 else 0.05)
+    tolerance = (1e-5 if dtype == torch.float32 else 0.05) * max(1, np.abs(expected).max())  # the weights are random
+    assert np.abs(whole(engine, image, nothing) - expected).max() < tolerance
     assert imitation.cuda.Event.return_value.synchronize.call_count > 4
 
 

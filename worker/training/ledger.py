@@ -25,9 +25,12 @@ from worker.redis_client import RedisClient
 from worker.scripts import SAYS
 from worker.training.runs import Run
 
-_PRELUDE = SAYS + """
+_PRELUDE = (
+    SAYS
+    + """
 local function ended(state) return state == 'completed' or state == 'failed' or state == 'cancelled' end
 """
+)
 
 # KEYS: run, runs, open. ARGV: spec, id, QUEUED_S. -> 1, or 0 if the run was there already.
 _CREATE = """
