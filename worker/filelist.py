@@ -39,10 +39,15 @@ class Named:
         return len(self.keys), hashlib.sha256("\0".join(self.keys).encode("utf-8", "surrogateescape")).hexdigest()
 
     def write(self, job: Job, settings: Settings) -> None:
-        """Leave them at the destination."""
+        """Leave them at the destination, several parts at a time: a sweeper has the job planned after some seconds."""
         storage = _storage(job, settings)
-        for number, start in enumerate(range(0, len(self.keys), PART)):
-            storage.create(_name(number), json.dumps(self.keys[start : start + PART]).encode())
+
+        def write(number: int) -> None:
+            storage.create(_name(number), json.dumps(self.keys[number * PART : (number + 1) * PART]).encode())
+
+        with ThreadPoolExecutor(ASKERS) as writers:
+            for _ in writers.map(write, range(-(-len(self.keys) // PART))):
+                pass  # an error rises here
 
     def after(self, key: str) -> Iterator[str]:
         """Those behind a key."""

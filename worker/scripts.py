@@ -6,7 +6,7 @@ Each is safe to run twice. `worker.ledger` says what the keys hold; a script rea
 SAYS = """
 -- A number or a word of a JSON text, by its name. Not by cjson, which refuses the names of files that are no UTF-8; a
 -- quotation mark within a string has a backslash before it, and so no such text is taken for a field.
-local function says(text, name) return string.match(text, '"' .. name .. '":%s*"?([%w.+-]+)') end
+local function says(text, name) return string.match(text or '', '"' .. name .. '":%s*"?([%w.+-]+)') end
 """
 
 PRELUDE = (
@@ -113,7 +113,8 @@ local function start(job) return math.max(clock, tonumber(redis.call('HGET', KEY
 local function spec(job, name) return says(redis.call('HGET', key(job, 'job'), 'spec'), name) end
 local function waits(job)
   local state = redis.call('HGET', key(job, 'job'), 'state')
-  if not state or ended(state) or tonumber(spec(job, 'schema') or 0) > tonumber(ARGV[6]) then return false end
+  if not state or ended(state) or redis.call('HEXISTS', key(job, 'job'), 'spec') == 0 then return false end
+  if tonumber(spec(job, 'schema') or 0) > tonumber(ARGV[6]) then return false end
   local open = key(job, 'open')
   local n = redis.call('ZCARD', open) - redis.call('HLEN', key(job, 'lease'))
   for _, member in ipairs({'plan', 'finish'}) do if redis.call('ZSCORE', open, member) then n = n - 1 end end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import VDSR, make_photos, vdsr
@@ -128,33 +129,19 @@ def test_options_of_a_command_have_defaults_in_files_and_the_command_line_wins(
         '[upscale]\nscale = 3\nformat = "webp"\n\n[profile.night]\nupscale.format = "tiff"\n'
     )
 
+    def run(*words: str) -> dict[str, Any]:
+        command = [VDSR, *words, "--json"]
+        done = subprocess.run(command, env=state, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
     def told(*words: str) -> tuple[object, str]:
-        result = subprocess.run(
-            [VDSR, *words, "upscale", "in", "-n", "--json"],
-            env=state,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        forecast = json.loads(result.stdout)
+        forecast = run(*words, "upscale", "in", "-n")
         return forecast["target"], forecast["destination"].rpartition("/")[2]
 
     assert told() == ("x3", "in-x3")
-    command = [VDSR, "upscale", "in", "-n", "--json", "--width", "200"]
-    sized = subprocess.run(command, env=state, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
-    assert json.loads(sized.stdout)["target"] == "200 px wide"
-    shown = subprocess.run(
-        [VDSR, "--profile", "night", "config", "show", "--json"],
-        env=state,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    rows = json.loads(shown.stdout)
+    assert run("upscale", "in", "-n", "--width", "200")["target"] == "200 px wide"
+    rows = run("--profile", "night", "config", "show")
     assert rows["upscale.format"] == {"value": "tiff", "from": f"[upscale] in {tmp_path}/vdsr.toml [profile.night]"}
     assert rows["upscale.scale"]["value"] == 3
 

@@ -79,6 +79,13 @@ def test_a_worker_takes_no_turns_for_jobs_of_a_newer_version(ledger: Ledger) -> 
     assert ledger.turn(newer, 0) == (newer, 0)  # its message, which goes back to the queue
 
 
+def test_a_damaged_job_takes_no_turns_and_keeps_nobody_from_theirs(ledger: Ledger) -> None:
+    damaged, ours = opened(ledger, 5, "high"), opened(ledger, 3)
+    ledger._redis.do("hdel", f"vdsr:{{{damaged}}}:job", "spec")
+
+    assert shares(ledger, [(ours, n) for n in range(3)], 3) == [ours] * 3
+
+
 def test_a_small_job_is_done_in_turns_with_a_huge_one_that_was_there_first(ledger: Ledger) -> None:
     huge, small = opened(ledger, 100), opened(ledger, 5)
     queue = [(huge, n) for n in range(100)] + [(small, n) for n in range(5)]
