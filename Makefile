@@ -57,7 +57,7 @@ check-deploy: $(READY) ## Dockerfile, compose file and Kubernetes' manifests: li
 		$(BIN)/kubectl kustomize deploy/kubernetes/$$each > build/manifests.yaml \
 		&& $(BIN)/kubernetes-validate --strict --quiet --no-warn build/manifests.yaml || exit 1; done
 
-audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks pypi.org or osv.dev; REQUIRE=1 must)
+audit: $(READY) ## Look for known holes in the packages of constraints.txt (asks PyPI or OSV; REQUIRE=1 must)
 	@test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit
 	@build/audit/bin/python -m pip install --quiet pip-audit
 	$(PYTHON) .ci/audit.py build/audit/bin/pip-audit $(if $(REQUIRE),--require)

@@ -135,7 +135,7 @@ def _work(settings: Any, job_id: str) -> None:
 
     here = Runtime(settings)
     do_chunk(here, job_id, 0, worker="vdsr@frozen")
-    lease = Lease(here.ledger, job_id, 1, 30, lambda serial: None)
+    lease = Lease(here.ledger, job_id, 1, 30, "worker@host:1")
     grant = lease.take()
     assert grant
     images = Parts(grant.job, settings).manifest(1).images

@@ -40,7 +40,9 @@ INCLUDED = (
 
 
 class App(Celery):  # type: ignore[misc]  # celery has no types
-    """Celery, with a worker that stops as soon as it may."""
+    """Celery, with a worker that stops as soon as it may, and gives back at once what a dead process of it held."""
+
+    task_cls = "worker.deaths:Task"
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  # Celery's name for it

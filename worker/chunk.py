@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager, closing, suppress
 from vdsr.device import DeviceError, OutOfMemory
 from vdsr.errors import CheckpointError, VdsrError
 from worker import health, stopping
+from worker.deaths import owner_name
 from worker.errors import JobStopped, LeaseLost, NewerFormat, StorageError, TransientError, UsageError, WorkerStopping
 from worker.jobs import Image, Job, Model, Outcome, State, too_many_failed
 from worker.ledger import Grant, Ledger
@@ -28,8 +30,12 @@ from worker.runtime import Runtime
 from worker.settings import Settings
 from worker.uris import open_storage
 
-ATTEMPTS = 3
-"""An image that was begun this often without a result is given up: it kills its worker."""
+FAULTS = 3
+"""An image that ended its process this often, or met a fault of this program, is given up."""
+
+ATTEMPTS = 6
+"""So is one that was begun this often without a result. Nobody tells how an attempt ended when a whole node goes, and
+spot nodes do: that blames the image for less."""
 
 FRUITLESS = 10
 """A chunk that was begun this often, with not one image of it done, ends its job: something else is wrong."""
@@ -84,7 +90,8 @@ def do_chunk(
     Raises:
         NewerFormat: it is a newer worker's to do; nothing of it was changed.
     """
-    lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, runtime.models.notice)
+    owner = owner_name(worker or "", os.getpid())
+    lease = Lease(runtime.ledger, job_id, chunk, runtime.settings.lease_s, owner, runtime.models.notice)
     try:
         _do_leased(runtime, lease, worker, sent)
     except NewerFormat:  # of the job, or of what a newer worker has listed of it; nothing is begun
@@ -240,15 +247,17 @@ class Lease:
         job_id: str,
         chunk: int,
         seconds: float,
+        owner: str,
         on_promotion: Callable[[int], None] = lambda serial: None,
     ) -> None:
         """
         Args:
+            owner: this process, by `worker.deaths.owner_name`.
             on_promotion: called at each beat with the serial number of the last promotion.
         """
         self.ledger, self.job_id, self.chunk, self.seconds = ledger, job_id, chunk, seconds
         self.on_promotion = on_promotion
-        self.token = secrets.token_hex(8)
+        self.token = f"{owner}:{secrets.token_hex(8)}"
         self.again: dict[str, str] = {}
         """In a retry, the codes of the failures before, by key."""
         self.in_hand: set[int] = set()
@@ -323,8 +332,8 @@ def _outcomes(
             continue
         if image.problem:
             hopeless.append((index, failure(image, *image.problem)))
-        elif attempts >= ATTEMPTS:
-            why = grant.reasons.get(index, "its worker died each time")
+        elif attempts >= ATTEMPTS or grant.faults.get(index, 0) >= FAULTS:
+            why = grant.reasons.get(index, "its worker went without a word each time")
             message = f"given up after {attempts} attempts without a result: {why}"
             hopeless.append((index, failure(image, "crashed", message)))
         else:

@@ -13,8 +13,10 @@ run twice. All keys of a job share the hash tag {JOB}, and expire KEEP_S after t
 |                           |        | place (its destination), work (digest of what makes two jobs the same work)  |
 | vdsr:{JOB}:done           | bitmap | one bit for each chunk that is committed                                     |
 | vdsr:{JOB}:open           | zset   | what is queued or being done -> deadline: chunk numbers, "plan", "finish"    |
-| vdsr:{JOB}:lease          | hash   | chunk -> token of the worker that owns it                                    |
-| vdsr:{JOB}:progress:CHUNK | hash   | of an open chunk: row:i -> outcome, try:i -> attempts, why:i -> error,       |
+| vdsr:{JOB}:lease          | hash   | chunk -> token of the process that owns it: WORKER:PID: and a random number  |
+| vdsr:{JOB}:progress:CHUNK | hash   | of an open chunk: row:i -> outcome, try:i -> attempts, fault:i -> those that |
+|                           |        | are known to have ended in its process' death or an error of this program,   |
+|                           |        | why:i -> how the last of these did, hand -> what its owner has begun,        |
 |                           |        | leases -> how often it was leased since an image of it was last recorded     |
 | vdsr:{JOB}:count:CHUNK    | hash   | of an open chunk: counters                                                   |
 
@@ -61,8 +63,10 @@ class Grant:
     """Images that an earlier owner finished."""
     attempts: dict[int, int]
     """How often each image was begun before."""
+    faults: dict[int, int]
+    """How often of these it is known to have ended its process, or to have met a fault of this program."""
     reasons: dict[int, str]
-    """How an attempt ended, where that is known."""
+    """How the last of those did."""
     fruitless: int
     """How often it was leased, this time included, since an image of it was last recorded."""
     drain: bool
@@ -216,6 +220,7 @@ class Ledger:
             job=Job.from_json(spec),
             rows={i: Outcome.from_json(text) for i, text in of("row:").items()},
             attempts={i: int(text) for i, text in of("try:").items()},
+            faults={i: int(text) for i, text in of("fault:").items()},
             reasons=of("why:"),
             fruitless=int(progress.get("leases", 0)),
             drain=verdict == "drain",
@@ -284,6 +289,22 @@ class Ledger:
         index = "" if failed is None else failed
         words = (index, why, QUEUED_S, int(blameless), *uncounted)
         return bool(self._run(scripts.RELEASE, job_id, keys, chunk, token, *words))
+
+    def died(self, owner: str, why: str) -> list[tuple[str, int]]:
+        """Take back at once what a process held that has died, suspecting what it had in hand.
+
+        Args:
+            owner: what its tokens begin with; see worker.deaths.
+            why: how it died, for whoever reads the failures.
+
+        Returns:
+            The chunks to queue, with their jobs.
+        """
+        found = []
+        for job_id in self.active():
+            words = (f"{owner}:", why, QUEUED_S, _key(job_id, "progress:"))
+            found += [(job_id, int(chunk)) for chunk in self._run(scripts.DIED, job_id, ("open", "lease"), *words)]
+        return found
 
     def absolve(self, job_id: str, chunk: int, uncounted: Iterable[int]) -> None:
         """Images that were begun and left through no fault of theirs, of a chunk that is not ours any more."""

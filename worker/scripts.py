@@ -181,6 +181,7 @@ redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 if verdict == 'granted' then
   redis.call('HINCRBY', KEYS[5], 'leases', 1)
+  redis.call('HDEL', KEYS[5], 'hand')
   redis.call('HSETNX', KEYS[1], 'started', now)
 end
 local serial = redis.call('HGET', KEYS[6], 'serial') or '0'
@@ -203,6 +204,10 @@ end
 if ended(redis.call('HGET', KEYS[1], 'state')) then return 'ended' end
 redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[1])
 for i = first, #ARGV do redis.call('HINCRBY', KEYS[4], 'try:' .. ARGV[i], 1) end
+if first <= #ARGV then
+  local hand = redis.call('HGET', KEYS[4], 'hand') or ''
+  redis.call('HSET', KEYS[4], 'hand', hand .. ' ' .. table.concat(ARGV, ' ', first))
+end
 return redis.call('HGET', KEYS[6], 'serial') or '0'
 """
 
@@ -212,11 +217,37 @@ return redis.call('HGET', KEYS[6], 'serial') or '0'
 RELEASE = """
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'why:' .. ARGV[3], ARGV[4]) end
+if ARGV[3] ~= '' then
+  redis.call('HSET', KEYS[3], 'why:' .. ARGV[3], ARGV[4])
+  redis.call('HINCRBY', KEYS[3], 'fault:' .. ARGV[3], 1)
+end
 if ARGV[6] == '1' then redis.call('HINCRBY', KEYS[3], 'leases', -1) end
 for i = 7, #ARGV do redis.call('HINCRBY', KEYS[3], 'try:' .. ARGV[i], -1) end
 redis.call('ZADD', KEYS[1], now + ARGV[5], ARGV[1])
 return 1
+"""
+
+# A process has died, and its node tells of it: its chunks go back at once, and what it had in hand is suspected.
+# KEYS: open, lease. ARGV: what the tokens of that process begin with, why, QUEUED_S, the progress keys' common part.
+# -> chunks to queue.
+DIED = """
+local found, leases = {}, redis.call('HGETALL', KEYS[2])
+for i = 1, #leases, 2 do
+  local chunk, token = leases[i], leases[i + 1]
+  if string.sub(token, 1, #ARGV[1]) == ARGV[1] then
+    local progress = ARGV[4] .. chunk
+    for index in string.gmatch(redis.call('HGET', progress, 'hand') or '', '%d+') do
+      if redis.call('HEXISTS', progress, 'row:' .. index) == 0 then
+        redis.call('HINCRBY', progress, 'fault:' .. index, 1)
+        redis.call('HSET', progress, 'why:' .. index, ARGV[2])
+      end
+    end
+    redis.call('HDEL', KEYS[2], chunk)
+    redis.call('ZADD', KEYS[1], now + ARGV[3], chunk)
+    table.insert(found, chunk)
+  end
+end
+return found
 """
 
 # Attempts that ended with Redis away, not with the worker's death. It lost its lease meanwhile, so that no token is

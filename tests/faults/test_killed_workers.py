@@ -103,6 +103,54 @@ def test_with_the_lease_of_production_a_killed_workers_chunk_is_taken_over_withi
 
 
 @pytest.mark.faults
+def test_an_image_whose_nodes_are_killed_again_and_again_is_not_to_blame(
+    pair: Rig, bucket: str, tmp_path: Path, tally: Tally
+) -> None:
+    tally.fault = "kill -9 of four nodes in a row at the same image"
+    _upload(make_photos(tmp_path / "photos", 6), f"s3://{bucket}/in", pair)
+    wanted = _quiet_run(pair, f"s3://{bucket}/in", f"s3://{bucket}/quiet")
+    assert pair.s3_way
+    watch = Watch(pair)
+    hold = pair.s3_way.hold(f"GET /{bucket}/in/sub/0005.png".encode())
+    with watch.looking():
+        job_id = pair.service.submit(f"s3://{bucket}/in", f"s3://{bucket}/out", score=False)
+        watch.jobs.append(job_id)
+        for n in range(4):
+            wait_until(lambda n=n: len(hold.ports) > n, 120)
+            victim = _node_of(pair, hold.ports[n])
+            watch.strike(tally)
+            victim.kill()
+            victim.start()
+        hold.release()
+        pair.service.wait(job_id)
+
+    add(tally, pair.service, job_id, wanted, {})
+    assert tally.clean, tally
+
+
+@pytest.mark.faults
+def test_the_chunk_of_a_process_that_died_goes_back_at_once(tmp_path: Path, tally: Tally) -> None:
+    tally.fault = "kill -9 of a worker's process, Celery lives on, lease of 600 s"
+    photos = make_photos(tmp_path / "photos", 40)
+    Image.effect_noise((1200, 900), 60).convert("RGB").save(photos / "0000-large.png")
+    with rig(["one", "two"], lease_s=600) as fleet:
+        wanted = _quiet_run(fleet, photos, tmp_path / "quiet")
+        watch = Watch(fleet)
+        with watch.looking():
+            job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
+            watch.jobs.append(job_id)
+            wait_until(lambda: "try:1" in fleet.progress(job_id), 120)
+            watch.strike(tally)
+            max(fleet.nodes, key=_busy).kill_child()
+            fleet.service.wait(job_id)
+
+        add(tally, fleet.service, job_id, wanted, {})
+    assert tally.clean, tally
+    assert tally.recovery_s
+    assert max(tally.recovery_s) < 20  # Celery takes ten to be sure
+
+
+@pytest.mark.faults
 def test_idle_workers_that_die_or_vanish_take_no_message_with_them(pair: Rig, tmp_path: Path, tally: Tally) -> None:
     tally.fault = "an idle worker vanishes, its connections stay half open"
     photos = make_photos(tmp_path / "photos", 12)

@@ -55,6 +55,8 @@ def test_a_picture_that_kills_its_process_is_given_up_after_three_deaths(
 
     assert len(poison.ports) == 3
     poison.release()
+    failure = pair.service.rows(job_id)["sub/0005-poison.png"]
+    assert f"signal {death.value} ({death.name})" in str(failure.message)
     assert summary["images"] == {"total": 31, "done": 30, "failed": 1, "skipped": 0, "ignored": 0}
     assert summary["failures"] == {"crashed": 1}
     assert not pair.service.client.ledger.is_open(job_id)

@@ -256,6 +256,27 @@ def test_a_worker_that_lost_its_chunk_while_redis_was_away_takes_its_attempts_ba
     assert grant.attempts == {0: 0}
 
 
+def test_the_death_of_a_process_suspects_what_it_had_in_hand_and_nothing_else(ledger: Ledger, job: Job) -> None:
+    plan(ledger, job, chunks=2)
+    ledger.lease(job.id, 0, "w@host:7:a", 30)
+    ledger.beat(job.id, 0, "w@host:7:a", 30, start=[0, 1])
+    assert ledger.died("w@host:7", "signal 9") == [(job.id, 0)]
+    ledger.lease(job.id, 0, "w@host:8:b", 30)
+    ledger.beat(job.id, 0, "w@host:8:b", 30, start=[0])
+    ledger.beat(job.id, 0, "w@host:8:b", 30, start=[2], done=[(0, row("a"))])
+    ledger.lease(job.id, 1, "w@host:81:c", 30)
+
+    assert ledger.died("w@host:8", "signal 11") == [(job.id, 0)]
+    assert ledger.died("w@host:8", "signal 11") == []
+
+    grant = ledger.lease(job.id, 0, "next", 30)
+    assert grant is not None
+    assert grant.attempts == {0: 2, 1: 1, 2: 1}
+    assert grant.faults == {0: 1, 1: 1, 2: 1}  # 0 is done by now; 1 was not begun a second time
+    assert grant.reasons == {0: "signal 9", 1: "signal 9", 2: "signal 11"}
+    assert ledger.lease(job.id, 1, "thief", 30) is None
+
+
 def test_an_expired_lease_is_found_however_many_chunks_wait(ledger: Ledger, job: Job) -> None:
     plan(ledger, job, chunks=1200)
     ledger._redis.do("zadd", f"vdsr:{{{job.id}}}:open", {str(n): time.time() - 100 for n in range(1200)})
