@@ -53,7 +53,7 @@ check-deploy: $(READY) ## Dockerfile, compose file and Kubernetes' manifests: li
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint --failure-threshold warning deploy/Dockerfile; \
 		else echo "hadolint: there is no build of it for this machine; the Dockerfile is not linted"; fi
 	@mkdir -p build
-	@for each in redis overlays/cpu overlays/gpu overlays/train overlays/client; do \
+	@for each in redis overlays/cpu overlays/gpu overlays/train overlays/client overlays/metrics; do \
 		$(BIN)/kubectl kustomize deploy/kubernetes/$$each > build/manifests.yaml \
 		&& $(BIN)/kubernetes-validate --strict --quiet --no-warn build/manifests.yaml || exit 1; done
 

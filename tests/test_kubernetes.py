@@ -60,7 +60,7 @@ def container(name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, "client", "redis"])
+@pytest.mark.parametrize("name", [*OVERLAYS, "client", "metrics", "redis"])
 @pytest.mark.parametrize("version", CLUSTERS)
 def test_every_object_fits_the_schemas_of_kubernetes(name: str, version: str) -> None:
     checked = []
@@ -125,6 +125,30 @@ def test_probes_call_commands_and_options_that_there_are(name: str) -> None:
     for words in probes.values():
         assert command.make_context("health", list(words[2:])).params["within"] == 300
     assert "VDSR_HEALTH_DIR" in {each["name"] for each in container(name)["env"]}
+
+
+@pytest.mark.parametrize("name", [*OVERLAYS, "metrics"])
+def test_whoever_serves_metrics_tells_prometheus_where(name: str) -> None:
+    annotations = one(name, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    (port,) = container(name)["ports"]
+
+    assert annotations == {"prometheus.io/scrape": "true", "prometheus.io/port": str(port["containerPort"])}
+    settings = {each["name"]: each.get("value") for each in container(name)["env"]}
+    if name == "metrics":
+        command = root.get_command(click.Context(root), "metrics")
+        assert command is not None
+        words = command.make_context("metrics", container(name)["args"][2:]).params
+        assert (words["port"], words["host"]) == (port["containerPort"], "0.0.0.0")
+    else:
+        assert settings["VDSR_METRICS_PORT"] == str(port["containerPort"])
+
+
+def test_a_client_takes_no_work_and_serves_nothing() -> None:
+    template = one("client", "Deployment")["spec"]["template"]
+
+    assert container("client")["args"] == ["sleep", "infinity"]
+    assert "annotations" not in template["metadata"]
+    assert not [each for each in rendered("client") if each["kind"] in ("PodDisruptionBudget", "ScaledObject")]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
