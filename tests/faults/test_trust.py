@@ -10,9 +10,11 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,8 +22,8 @@ import pytest
 import redis
 import servers
 import torch
-from faults.secured import ADMIN, PASSWORD, Secured
-from helpers import make_photos, vdsr, wait_until
+from faults.secured import ADMIN, PASSWORD, Secured, documented_user
+from helpers import VDSR, make_photos, vdsr, wait_until
 from safetensors.torch import save as serialise
 
 from vdsr import checkpoint, model
@@ -198,6 +200,53 @@ def test_clients_and_a_monitor_need_no_more_than_their_own_permissions(secured: 
     refused = [entry for entry in secured.admin.acl_log() if entry["username"] != "worker"]
     assert refused == []
     Path(service.settings.registry, "aliases/production.json").unlink(missing_ok=True)
+
+
+@pytest.mark.faults
+def test_the_exporter_serves_the_fleets_metrics_by_its_own_permissions(secured: Secured, tmp_path: Path) -> None:
+    secured.admin.acl_log_reset()
+    (port,) = servers.free_ports(1)
+    ours = {**secured.service.environment, "VDSR_REDIS_URL": secured.redis.url("exporter", PASSWORD)}
+    with servers.child_process([VDSR, "metrics", "--port", str(port)], tmp_path / "exporter.log", ours):
+        page = _asked(f"http://127.0.0.1:{port}/metrics", "vdsr_redis_up 1.0")
+
+    assert 'vdsr_workers{queue="upscale"} 1.0' in page
+    assert [entry for entry in secured.admin.acl_log() if entry["username"] == "exporter"] == []
+
+
+@pytest.mark.faults
+def test_flower_needs_the_channels_of_all_events_beside_a_workers_permissions(secured: Secured, tmp_path: Path) -> None:
+    pytest.importorskip("flower")
+    secured.admin.execute_command(
+        "ACL", "SETUSER", *documented_user().replace("user worker", "flower").split(), "&vdsr:/0.celeryev/*"
+    )
+    secured.admin.acl_log_reset()
+    (port,) = servers.free_ports(1)
+    ours = {
+        **secured.service.environment,
+        "VDSR_REDIS_URL": secured.redis.url("flower", PASSWORD),
+        "FLOWER_UNAUTHENTICATED_API": "true",
+    }
+    command = [sys.executable, "-m", "celery", "-A", "worker", "flower", "--address=127.0.0.1", f"--port={port}"]
+    with servers.child_process(command, tmp_path / "flower.log", ours):
+        _asked(f"http://127.0.0.1:{port}/api/workers?refresh=1", "secured@")
+        lengths = _asked(f"http://127.0.0.1:{port}/api/queues/length", "messages")
+
+    assert '"name": "upscale"' in lengths
+    assert [entry for entry in secured.admin.acl_log() if entry["username"] == "flower"] == []
+
+
+def _asked(url: str, wanted: str) -> str:
+    """A page, once it is served and says what is wanted."""
+    found = [""]
+
+    def asked() -> bool:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=30) as answer:
+            found[0] = answer.read().decode()
+        return wanted in found[0]
+
+    wait_until(asked, 120)
+    return found[0]
 
 
 @pytest.mark.parametrize(
