@@ -255,28 +255,33 @@ class Pipeline:
         return work
 
     def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
-        """Bicubic, network, PSNR."""
+        """Bicubic and network, also for the picture's own PSNR: what needs the device, and nothing else."""
         assert work.picture is not None
         before = self.upscaler.network_s
         redone = self.upscaler.redone
         if work.pixels is None:
             with work.stage("upscale"):
                 work.pixels = self.upscaler.upscale(work.picture.pixels, work.scale, on_tile=on_tile)
-        if self.job.options.score:
+        if self.job.options.score and self.reference is None:
             with work.stage("score"):
-                work.psnr = self._score(work, on_tile)
+                work.psnr = self._score_degraded(work, on_tile)
         work.seconds["network"] = round(work.seconds.get("network", 0) + self.upscaler.network_s - before, 4)
         if again := self.upscaler.redone - redone:
             work.notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
-        work.picture = replace(work.picture, pixels=work.pixels[:0].copy())
 
     def store(self, work: Work) -> Outcome:
-        """Encode and write; the finished outcome."""
+        """Compare with the source and the reference, encode and write; the finished outcome."""
         assert work.picture is not None
         assert work.pixels is not None
         assert work.turn is not None
         try:
             height, width = work.pixels.shape[:2]
+            if self.job.options.score:
+                with work.stage("score"):
+                    figures = work.psnr or self._score_reference(work)
+                    consistency = _consistency(work.pixels, work.picture.pixels, work.scale)
+                    work.psnr = {**figures, "lr_consistency": consistency}
+            work.picture = replace(work.picture, pixels=work.pixels[:0].copy())
             with work.stage("encode"):
                 data = encode(work.pixels, work.format, work.picture.extras, quality=self.job.options.quality)
             work.pixels = None
@@ -373,23 +378,24 @@ class Pipeline:
             del load  # which holds the exception that holds this frame
         return storers.submit(self.store, work)
 
-    def _score(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
+    def _score_degraded(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
+        assert work.picture is not None
+        centre = _centre(work.picture.pixels)
+        return _figures(
+            "self-degradation",
+            lambda: score_degraded(self.upscaler, centre, work.scale, with_ssim=False, on_tile=on_tile),
+        )
+
+    def _score_reference(self, work: Work) -> dict[str, Any]:
         assert work.picture is not None
         assert work.pixels is not None
-        scale = work.scale
-        kind = "self-degradation" if self.reference is None else "reference"
-        try:
-            if self.reference is None:
-                centre = _centre(work.picture.pixels)
-                result = score_degraded(self.upscaler, centre, scale, with_ssim=False, on_tile=on_tile)
-            else:
-                truth = self._read_reference(work.image.key, work.pixels, scale)
-                result = score_reference(work.pixels, work.picture.pixels, truth, scale)
-        except NotComparable as exc:
-            figures = {"bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
-        else:
-            figures = _figures(result)
-        return {"kind": kind, **figures, "lr_consistency": _consistency(work.pixels, work.picture.pixels, scale)}
+        source, output = work.picture.pixels, work.pixels
+
+        def score() -> Comparison:
+            truth = self._read_reference(work.image.key, output, work.scale)
+            return score_reference(output, source, truth, work.scale)
+
+        return _figures("reference", score)
 
     def _read_reference(self, key: str, output: NDArray[Any], scale: float) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
@@ -508,8 +514,13 @@ def _number(value: float) -> float | str:
     return round(value, 4) if math.isfinite(value) else "inf" if value > 0 else "-inf"
 
 
-def _figures(result: Comparison) -> dict[str, Any]:
+def _figures(kind: str, score: Callable[[], Comparison]) -> dict[str, Any]:
+    try:
+        result = score()
+    except NotComparable as exc:
+        return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
     figures: dict[str, Any] = {
+        "kind": kind,
         "bicubic": _number(result.bicubic.psnr_y),
         "vdsr": _number(result.vdsr.psnr_y),
         "gain": _number(result.gain_db),

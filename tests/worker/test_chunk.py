@@ -15,6 +15,7 @@ from helpers import make_photos
 
 from vdsr import checkpoint
 from worker.app import Queue
+from worker.chunk import ATTEMPTS, FAULTS
 from worker.embedded import LocalRedis, LocalWorker, worker_environment
 from worker.errors import UsageError
 from worker.jobs import Job, Model, Options, State, new_job_id, too_many_failed
@@ -88,19 +89,25 @@ def work(settings: Settings, job: Job) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_image_that_kills_its_worker_costs_only_itself(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told", "enough"), [(True, FAULTS), (False, ATTEMPTS)])
+def test_an_image_that_kills_its_worker_costs_only_itself(
+    settings: Settings, tmp_path: Path, told: bool, enough: int
+) -> None:
     photos = make_photos(tmp_path / "p", 6)
     (photos / "0003.png").write_bytes(b"kills")
     ledger, job = planned(settings, photos)
     deaths = 0
     while work(settings, job).returncode == -9:
         deaths += 1
-        assert deaths <= 3
-        time.sleep(3.2)  # until the dead worker's lease has run out
+        assert deaths <= enough
+        if told:  # as Celery's process tells of its child's death
+            assert ledger.died("", "signal 9") == [(job.id, 0)]
+        else:
+            time.sleep(3.2)  # until the dead worker's lease has run out
 
     record, rows = ledger.record(job.id), Parts(job, settings).results(0)
 
-    assert deaths == 3
+    assert deaths == enough
     assert [row.key for row in rows if row.outcome == "failed"] == ["0003.png"]
     assert next(row for row in rows if row.key == "0003.png").code == "crashed"
     assert (record.chunks_done, record.counters["done"], record.counters["failed"]) == (1, 6, 1)
