@@ -34,7 +34,7 @@ test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 
 	$(BIN)/python -m pytest -m quality
 
 test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what it cost (half an hour)
-	$(BIN)/python -m pytest -m "faults or not faults" tests/faults tests/worker/test_formats.py \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "faults or not faults" tests/faults tests/worker/test_formats.py \
 		tests/worker/test_signing.py tests/worker/test_training_service.py
 
 soak: $(READY) ## Mixed jobs under random faults for half an hour (MINUTES=30)

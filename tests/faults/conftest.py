@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,17 @@ _tallies: list[Tally] = []
 
 
 @pytest.fixture
-def tally() -> Tally:
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     """A row of the table; the test says which."""
     made = Tally("")
-    _tallies.append(made)
-    return made
+    yield made
+    request.node.user_properties.append(("tally", asdict(made)))  # also from another process, which xdist starts
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take a row from a test that has ended."""
+    if report.when == "teardown":
+        _tallies.extend(Tally(**found) for name, found in report.user_properties if name == "tally")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
