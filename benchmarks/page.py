@@ -268,7 +268,7 @@ def comparison(rows: list[dict[str, Any]]) -> str:
                 row["way"],
                 f"{row['quiet']['first_output_s']:.1f}",
                 f"{row['quiet']['images_s']:.1f}",
-                f"{row['quiet']['peak_mb']:,}",
+                f"{row['quiet']['peak_mb']:,.0f}",
                 f"{row['killed']['missing']}",
                 f"{row['killed']['done_twice']}",
                 still(row),
