@@ -32,6 +32,7 @@ import torch
 from vdsr.device import describe
 from worker.app import FINISH, PLAN, QUEUE, Queue, make_app
 from worker.chunk import Lease
+from worker.deaths import owner_name
 from worker.embedded import SOCKET, LocalRedis, guarded
 from worker.finish import finish_job
 from worker.fleet import Fleet
@@ -222,7 +223,7 @@ def do_hollow_chunk(ledger: Ledger, queue: Queue, settings: Any, job_id: str, ch
     due = ledger.turn(job_id, chunk)
     if due != (job_id, chunk):
         queue.upscale(job_id, chunk)
-    lease = Lease(ledger, *due, settings.lease_s)
+    lease = Lease(ledger, *due, settings.lease_s, owner_name("hollow", os.getpid()))
     grant = lease.take()
     if grant is None:
         return

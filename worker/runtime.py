@@ -44,7 +44,9 @@ class Runtime:
 
     @cached_property
     def _models(self) -> Models:
+        import numpy as np  # noqa: F401  # so that its BLAS is there to be told
         import torch
+        from threadpoolctl import threadpool_limits
 
         from vdsr.device import cores
         from vdsr.upscale import Upscaler
@@ -52,6 +54,9 @@ class Runtime:
         s = self.settings
         torch.backends.cudnn.allow_tf32 = False  # for the whole process: two threads may compute, one of them a check
         torch.set_num_threads(s.threads or cores())
+        # Bicubic's products are small, and made on several threads of ours beside the network: BLAS' own threads would
+        # wait for one another by spinning, and take four times as long for it.
+        threadpool_limits(1, user_api="blas")
         return Models(
             s,
             lambda weights: Upscaler(weights, device=s.device, precision=s.precision, tile=s.tile, engine=s.engine),
