@@ -33,7 +33,7 @@ test: $(READY) ## Run the tests: a real Redis, real workers, a real S3 server
 test-quality: $(READY) ## Check the published figures on Set5, Set14 and BSD100 (needs ../shared/data)
 	$(BIN)/python -m pytest -m quality
 
-test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what it cost (half an hour)
+test-faults: $(READY) ## Kill workers and Redis, cut connections, and count what it cost (twenty minutes)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "faults or not faults" tests/faults tests/worker/test_formats.py \
 		tests/worker/test_signing.py tests/worker/test_training_service.py
 
