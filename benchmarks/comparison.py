@@ -110,9 +110,9 @@ def measured(start: Callable[..., Any], *, kill: bool) -> dict[str, Any]:
             while not ended() and time.perf_counter() - began < now + STILL_S:
                 time.sleep(0.05)
             wall = time.perf_counter() - began
+        made = len(keys(endpoint))  # once more: the last may have come between the look and the end
         counts = json.loads(urllib.request.urlopen(f"{endpoint}/-/counts").read())
     first, last = seen[1] if len(seen) > 1 else seen[0], seen[-1]
-    made = last[1]
     return {
         "first_output_s": round(first[0], 1),
         "images_s": round((last[1] - first[1]) / max(1e-9, last[0] - first[0]), 1),
