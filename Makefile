@@ -99,9 +99,10 @@ docs: $(READY) ## Build the site of docs/ into build/docs, offline; a warning is
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs build/docs
 	@echo "open build/docs/index.html"
 
-screenshots: $(READY) ## Take the documentation's pictures of the terminal and the report again (needs Chromium)
+screenshots: $(READY) ## Take the documentation's pictures again: terminal and report (Chromium), dashboard (Prometheus)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pyte
 	$(BIN)/python docs/screenshots.py
+	$(BIN)/python docs/dashboard.py
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -156,7 +156,10 @@ def draw(begin: float, end: float) -> None:
         elif panel["type"] == "table":
             table(axes, found)
         else:
-            lines(axes, found, defaults["unit"], stacked=defaults["custom"]["stacking"]["mode"] == "normal")
+            lines(axes, found, stacked=defaults["custom"]["stacking"]["mode"] == "normal")
+            axes.set_ylabel(defaults["unit"])
+            axes.set_ylim(bottom=defaults["min"])
+            axes.set_xlabel("minutes", loc="right", labelpad=-8)
     figure.savefig(FIGURE, dpi=100, facecolor=PAPER)
     Image.open(FIGURE).convert("RGB").quantize(256).save(FIGURE, optimize=True)
 
@@ -174,7 +177,11 @@ def answers(target: dict[str, Any], begin: float, end: float) -> list[Series]:
     legend = target.get("legendFormat") or " ".join(f"{{{{{name}}}}}" for name in ("version", "sha"))
     return [
         (
-            re.sub(r"{{(\w+)}}", lambda m, labels=each["metric"]: labels.get(m[1], "")[:12], legend),
+            re.sub(
+                r"{{(\w+)}}",
+                lambda m, labels=each["metric"]: labels.get(m[1], "")[: 12 if m[1] == "sha" else None],
+                legend,
+            ),
             [((moment - begin) / 60, float(v)) for moment, v in each["values"] if v != "NaN"],
         )
         for each in result
@@ -198,7 +205,7 @@ def table(axes: Axes, found: list[Series]) -> None:
     axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
 
 
-def lines(axes: Axes, found: list[Series], unit: str, *, stacked: bool) -> None:
+def lines(axes: Axes, found: list[Series], *, stacked: bool) -> None:
     """Curves over the minutes."""
     below: dict[float, float] = {}
     for n, (name, series) in enumerate(found):
@@ -213,7 +220,6 @@ def lines(axes: Axes, found: list[Series], unit: str, *, stacked: bool) -> None:
         axes.legend(loc="upper left", fontsize=7, facecolor=PANEL, edgecolor="none", labelcolor=INK, ncols=2)
     axes.grid(color="#2c3235", linewidth=0.5)
     axes.margins(y=0.3)
-    axes.set_ylabel(unit)
 
 
 if __name__ == "__main__":
