@@ -175,17 +175,12 @@ def answers(target: dict[str, Any], begin: float, end: float) -> list[Series]:
     with urllib.request.urlopen(f"http://127.0.0.1:{PROMETHEUS}/api/v1/query_range?{words}", timeout=30) as answer:
         result = json.loads(answer.read())["data"]["result"]
     legend = target.get("legendFormat") or " ".join(f"{{{{{name}}}}}" for name in ("version", "sha"))
-    return [
-        (
-            re.sub(
-                r"{{(\w+)}}",
-                lambda m, labels=each["metric"]: labels.get(m[1], "")[: 12 if m[1] == "sha" else None],
-                legend,
-            ),
-            [((moment - begin) / 60, float(v)) for moment, v in each["values"] if v != "NaN"],
-        )
-        for each in result
-    ]
+    found = []
+    for each in result:
+        labels = {**each["metric"], "sha": each["metric"].get("sha", "")[:12]}
+        name = re.sub(r"{{(\w+)}}", lambda match, labels=labels: labels.get(match[1], ""), legend)
+        found.append((name, [((moment - begin) / 60, float(v)) for moment, v in each["values"] if v != "NaN"]))
+    return found
 
 
 def stat(axes: Axes, found: list[Series], unit: str) -> None:
