@@ -203,6 +203,7 @@ class Pipeline:
     def _begun(self, storing: deque[Storing], end: BaseException) -> Iterator[list[tuple[int, Outcome]]]:
         """What is on its way to storage already will be there, and gets its outcome."""
         if not isinstance(end, WorkerStopping):  # which alone leaves time to wait for a storage
+            self.reading.close()  # of references
             self.writing.close()
         while storing:
             rows = _stored(storing, len(storing) - 1)
