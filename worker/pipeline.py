@@ -1,7 +1,8 @@
 """What happens to one image? fetch, decode, upscale, score, encode, write: one straight line.
 
-`Pipeline.run` does a chunk's images along that line. Reading ahead and writing behind happen on threads of their own,
-so that the device does not wait for storage: codecs and sockets release the interpreter lock (docs/benchmarks.md).
+`Pipeline.run` does a chunk's images along that line. Reading ahead, and comparing and writing behind, happen on threads
+of their own, so that the device does not wait for storage: codecs and sockets release the interpreter lock
+(docs/benchmarks.md).
 How much is in hand is bounded in bytes (`worker.memory`), and by AHEAD.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -137,6 +139,8 @@ class Pipeline:
         self.source, self.target, self.reference = source, target, reference
         self.looking, self.reading, self.writing = Patience(), Patience(), Patience()
         self._span = tracing.here()
+        self._scoring = Lock()
+        """One at a time: nobody reckons with the memory of references' files, and of bands in float, several times."""
 
     def run(
         self,
@@ -278,7 +282,7 @@ class Pipeline:
         try:
             height, width = work.pixels.shape[:2]
             if self.job.options.score:
-                with work.stage("score"):
+                with self._scoring, work.stage("score"):
                     figures = work.psnr or self._score_reference(work)
                     consistency = _consistency(work.pixels, work.picture.pixels, work.scale)
                     work.psnr = {**figures, "lr_consistency": consistency}

@@ -235,9 +235,10 @@ local found, leases = {}, redis.call('HGETALL', KEYS[2])
 for i = 1, #leases, 2 do
   local chunk, token = leases[i], leases[i + 1]
   if string.sub(token, 1, #ARGV[1]) == ARGV[1] then
-    local progress = ARGV[4] .. chunk
+    local progress, told = ARGV[4] .. chunk, {}
     for index in string.gmatch(redis.call('HGET', progress, 'hand') or '', '%d+') do
-      if redis.call('HEXISTS', progress, 'row:' .. index) == 0 then
+      if not told[index] and redis.call('HEXISTS', progress, 'row:' .. index) == 0 then
+        told[index] = true -- a beat whose reply was lost has begun it twice
         redis.call('HINCRBY', progress, 'fault:' .. index, 1)
         redis.call('HSET', progress, 'why:' .. index, ARGV[2])
       end

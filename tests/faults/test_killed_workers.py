@@ -82,23 +82,7 @@ def test_with_the_lease_of_production_a_killed_workers_chunk_is_taken_over_withi
     tmp_path: Path, tally: Tally
 ) -> None:
     tally.fault = "kill -9 of a worker while upscaling, lease of 30 s"
-    photos = make_photos(tmp_path / "photos", 40)
-    Image.effect_noise((1200, 900), 60).convert("RGB").save(photos / "0000-large.png")
-    with rig(["one", "two"], lease_s=30) as fleet:  # one chunk: the other worker has nothing to do
-        wanted = _quiet_run(fleet, photos, tmp_path / "quiet")
-        watch = Watch(fleet)
-        with watch.looking():
-            job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
-            watch.jobs.append(job_id)
-            wait_until(lambda: "try:1" in fleet.progress(job_id), 120)
-            victim = max(fleet.nodes, key=_busy)  # the one that computes
-            watch.strike(tally)
-            victim.kill()
-            fleet.service.wait(job_id)
-
-        add(tally, fleet.service, job_id, wanted, {})
-    assert tally.clean, tally
-    assert tally.recovery_s
+    _strike_who_computes(tmp_path, tally, Node.kill, lease_s=30)
     assert max(tally.recovery_s) < TAKEOVER_S
 
 
@@ -131,22 +115,7 @@ def test_an_image_whose_nodes_are_killed_again_and_again_is_not_to_blame(
 @pytest.mark.faults
 def test_the_chunk_of_a_process_that_died_goes_back_at_once(tmp_path: Path, tally: Tally) -> None:
     tally.fault = "kill -9 of a worker's process, Celery lives on, lease of 600 s"
-    photos = make_photos(tmp_path / "photos", 40)
-    Image.effect_noise((1200, 900), 60).convert("RGB").save(photos / "0000-large.png")
-    with rig(["one", "two"], lease_s=600) as fleet:
-        wanted = _quiet_run(fleet, photos, tmp_path / "quiet")
-        watch = Watch(fleet)
-        with watch.looking():
-            job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
-            watch.jobs.append(job_id)
-            wait_until(lambda: "try:1" in fleet.progress(job_id), 120)
-            watch.strike(tally)
-            max(fleet.nodes, key=_busy).kill_child()
-            fleet.service.wait(job_id)
-
-        add(tally, fleet.service, job_id, wanted, {})
-    assert tally.clean, tally
-    assert tally.recovery_s
+    _strike_who_computes(tmp_path, tally, Node.kill_child, lease_s=600)
     assert max(tally.recovery_s) < 20  # Celery takes ten to be sure
 
 
@@ -200,6 +169,27 @@ def test_workers_killed_at_random_lose_nothing_of_two_thousand_images(tmp_path: 
     # A kill may hit the successor too, before it has taken the lease, and all others may be in the midst of a chunk.
     assert statistics.median(tally.recovery_s) < TAKEOVER_S
     assert max(tally.recovery_s) < 3 * TAKEOVER_S
+
+
+def _strike_who_computes(tmp_path: Path, tally: Tally, strike: Callable[[Node], object], *, lease_s: int) -> None:
+    """At a large image, in a job of one chunk: the other worker has nothing to do, and takes over."""
+    photos = make_photos(tmp_path / "photos", 40)
+    Image.effect_noise((1200, 900), 60).convert("RGB").save(photos / "0000-large.png")
+    with rig(["one", "two"], lease_s=lease_s) as fleet:
+        wanted = _quiet_run(fleet, photos, tmp_path / "quiet")
+        watch = Watch(fleet)
+        with watch.looking():
+            job_id = fleet.service.submit(photos, tmp_path / "out", score=False)
+            watch.jobs.append(job_id)
+            wait_until(lambda: "try:1" in fleet.progress(job_id), 120)
+            victim = max(fleet.nodes, key=_busy)
+            watch.strike(tally)
+            strike(victim)
+            fleet.service.wait(job_id)
+
+        add(tally, fleet.service, job_id, wanted, {})
+    assert tally.clean, tally
+    assert tally.recovery_s
 
 
 def _kill_at_random(fleet: Rig, watch: Watch, tally: Tally, ended: threading.Event) -> None:

@@ -260,6 +260,7 @@ def test_the_death_of_a_process_suspects_what_it_had_in_hand_and_nothing_else(le
     plan(ledger, job, chunks=2)
     ledger.lease(job.id, 0, "w@host:7:a", 30)
     ledger.beat(job.id, 0, "w@host:7:a", 30, start=[0, 1])
+    ledger.beat(job.id, 0, "w@host:7:a", 30, start=[1])  # as if the reply had been lost
     assert ledger.died("w@host:7", "signal 9") == [(job.id, 0)]
     ledger.lease(job.id, 0, "w@host:8:b", 30)
     ledger.beat(job.id, 0, "w@host:8:b", 30, start=[0])
@@ -271,7 +272,7 @@ def test_the_death_of_a_process_suspects_what_it_had_in_hand_and_nothing_else(le
 
     grant = ledger.lease(job.id, 0, "next", 30)
     assert grant is not None
-    assert grant.attempts == {0: 2, 1: 1, 2: 1}
+    assert grant.attempts == {0: 2, 1: 2, 2: 1}
     assert grant.faults == {0: 1, 1: 1, 2: 1}  # 0 is done by now; 1 was not begun a second time
     assert grant.reasons == {0: "signal 9", 1: "signal 9", 2: "signal 11"}
     assert ledger.lease(job.id, 1, "thief", 30) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import threading
 import time
 import weakref
@@ -20,7 +21,7 @@ from vdsr import Upscaler
 from vdsr.errors import CheckpointError
 from worker.jobs import Image as JobImage
 from worker.memory import Admission
-from worker.pipeline import ImageCrashed, Pipeline
+from worker.pipeline import ImageCrashed, Pipeline, Work
 from worker.uris import open_storage
 
 RNG = np.random.default_rng(3)
@@ -285,3 +286,37 @@ def test_neither_pictures_nor_their_failures_are_kept(folder: Path, monkeypatch:
         assert [picture for picture in pictures if picture() is not None] == []
     finally:
         gc.enable()
+
+
+def test_the_device_waits_for_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(4):
+        Image.fromarray(RNG.integers(0, 256, (20, 30 + n, 3), np.uint8)).save(photos / f"{n}.png")
+    line = pipeline(photos)
+    truths = open_storage(str(tmp_path / "truths"), line.settings)
+    line.reference = truths
+    for name in names(photos):
+        larger = io.BytesIO()
+        Image.fromarray(line.upscaler.upscale(np.asarray(Image.open(photos / name)), 2)).save(larger, "PNG")
+        truths.write(name, larger.getvalue())
+    all_computed, upscale, read = threading.Event(), line.upscale, truths.read
+    computed: list[str] = []
+    in_time: list[bool] = []
+
+    def watched(work: Work, on_tile: Callable[[], None]) -> None:
+        upscale(work, on_tile)
+        computed.append(work.image.key)
+        if len(computed) == 4:
+            all_computed.set()
+
+    def late(key: str, *, max_bytes: int) -> bytes:
+        in_time.append(all_computed.wait(30))
+        return read(key, max_bytes=max_bytes)
+
+    monkeypatch.setattr(line, "upscale", watched)
+    monkeypatch.setattr(truths, "read", late)
+    rows = run_line(line, names(photos))
+
+    assert in_time == [True] * 4
+    assert [row.psnr["vdsr"] for row in rows if row.psnr] == ["inf"] * 4
