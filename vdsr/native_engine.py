@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from vdsr.engine import Plane, Stream, blame, is_finite
 from vdsr.native import CHANNELS, Network, amx, library
 
 if TYPE_CHECKING:
     from vdsr.model import VDSR
+
+PIECE_PIXELS = 1 << 17
+"""Computed at a time: a fraction of a second on the slowest machine."""
 
 
 def native_engine(model: VDSR, precision: str) -> NativeEngine | None:
@@ -43,12 +48,20 @@ class NativeEngine:
         """As `Engine`."""
         return _Checked(self.network.stream(height, width), on_tile)
 
+    def residuals(self, planes: NDArray[np.float32], on_tile: Callable[[], None]) -> NDArray[np.float32]:
+        """As `Batching`: threads share the images, and not the parts of each, of which small ones have too few."""
+        step = max(torch.get_num_threads(), PIECE_PIXELS // planes[0].size)
+        parts = []
+        for start in range(0, len(planes), step):
+            on_tile()
+            parts.append(self.network.residuals(planes[start : start + step]))
+            if not is_finite(parts[-1]):
+                raise blame(sound=is_finite(planes))
+        return np.concatenate(parts)
+
 
 class _Checked:
     """A stream that calls `on_tile` often enough: a push of many rows is cut up; and gives finite numbers only."""
-
-    PIXELS = 1 << 17
-    """At a time: a fraction of a second on the slowest machine."""
 
     def __init__(self, stream: Stream, on_tile: Callable[[], None]) -> None:
         self.stream, self.on_tile = stream, on_tile
@@ -56,7 +69,7 @@ class _Checked:
 
     def push(self, rows: Plane) -> Plane:
         """As `Stream`."""
-        step = max(1, self.PIXELS // rows.shape[1])
+        step = max(1, PIECE_PIXELS // rows.shape[1])
         parts = []
         for start in range(0, len(rows), step):
             self.on_tile()

@@ -8,7 +8,6 @@ How much is in hand is bounded in bytes (`worker.memory`), and by AHEAD.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from vdsr.banded import BLOCK
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
-from vdsr.evaluate import Comparison, NotComparable, check_sizes, lr_consistency, score_degraded, score_reference
+from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_reference
 from vdsr.resize import scaled_size
-from worker import tracing
+from worker import scoring, tracing
 from worker.errors import (
     BadCredentials,
     JobStopped,
@@ -59,10 +57,6 @@ LOADERS, STORERS = 4, 4
 """Threads."""
 TOGETHER_SAMPLES = 1 << 18
 """Images that become at most so large, in samples, go through the network together where they have one shape."""
-MOST_BAND = 1 << 24
-"""Samples of an output that are held in float to see whether it agrees with its source."""
-SCORED_PIXELS = 1_000_000
-"""Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
 LARGE_ENOUGH = "large_enough"
 """Code of what is skipped because it would not become larger."""
@@ -267,9 +261,10 @@ class Pipeline:
         if work.pixels is None:
             with work.stage("upscale"):
                 work.pixels = self.upscaler.upscale(work.picture.pixels, work.scale, on_tile=on_tile)
-        if self.job.options.score and self.reference is None:
+        if self._degrades and work.psnr is None:
             with work.stage("score"):
-                work.psnr = self._score_degraded(work, on_tile)
+                sources = [work.picture.pixels]
+                (work.psnr,) = scoring.self_degradation(self.upscaler, sources, work.scale, on_tile)
         work.seconds["network"] = round(work.seconds.get("network", 0) + self.upscaler.network_s - before, 4)
         if again := self.upscaler.redone - redone:
             work.notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
@@ -284,7 +279,7 @@ class Pipeline:
             if self.job.options.score:
                 with self._scoring, work.stage("score"):
                     figures = work.psnr or self._score_reference(work)
-                    consistency = _consistency(work.pixels, work.picture.pixels, work.scale)
+                    consistency = scoring.consistency(work.pixels, work.picture.pixels, work.scale)
                     work.psnr = {**figures, "lr_consistency": consistency}
             work.picture = replace(work.picture, pixels=work.pixels[:0].copy())
             with work.stage("encode"):
@@ -310,6 +305,11 @@ class Pipeline:
             seconds=work.seconds,
             notes=work.picture.notes + work.notes,
         )
+
+    @property
+    def _degrades(self) -> bool:
+        """Whether images are scored by what becomes of them if they are shrunk first."""
+        return self.job.options.score and self.reference is None
 
     def _is_there(self, image: Image) -> bool:
         """Whether the output is there already, and need not be made again."""
@@ -345,16 +345,18 @@ class Pipeline:
 
     def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
         """Small images of one size, in one pass of the network; each is told its share of the time."""
-        began_ns = time.time_ns()
-        began, before, redone = time.perf_counter(), self.upscaler.network_s, self.upscaler.redone
+        before, redone = self.upscaler.network_s, self.upscaler.redone
         pixels = [work.picture.pixels for work in works if work.picture is not None]
-        for work, result in zip(
-            works, self.upscaler.upscale_alike(pixels, works[0].scale, on_tile=on_tile), strict=True
-        ):
-            work.pixels = result
+        scale = works[0].scale
+        with _shared(works, "upscale"):
+            for work, result in zip(works, self.upscaler.upscale_alike(pixels, scale, on_tile=on_tile), strict=True):
+                work.pixels = result
+        if self._degrades:
+            with _shared(works, "score"):
+                figures = scoring.self_degradation(self.upscaler, pixels, scale, on_tile)
+                for work, psnr in zip(works, figures, strict=True):
+                    work.psnr = psnr
         for work in works:
-            work.trace.shared("upscale", began_ns, time.time_ns())
-            work.seconds["upscale"] = round((time.perf_counter() - began) / len(works), 4)
             work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
             if again := self.upscaler.redone - redone:  # nobody knows of which of them
                 note = f"{again} tiles of {len(works)} images computed together overflowed in bf16; redone in fp32"
@@ -383,14 +385,6 @@ class Pipeline:
             del load  # which holds the exception that holds this frame
         return storers.submit(self.store, work)
 
-    def _score_degraded(self, work: Work, on_tile: Callable[[], None]) -> dict[str, Any]:
-        assert work.picture is not None
-        centre = _centre(work.picture.pixels)
-        return _figures(
-            "self-degradation",
-            lambda: score_degraded(self.upscaler, centre, work.scale, with_ssim=False, on_tile=on_tile),
-        )
-
     def _score_reference(self, work: Work) -> dict[str, Any]:
         assert work.picture is not None
         assert work.pixels is not None
@@ -400,7 +394,7 @@ class Pipeline:
             truth = self._read_reference(work.image.key, output, work.scale)
             return score_reference(output, source, truth, work.scale)
 
-        return _figures("reference", score)
+        return scoring.reference(score)
 
     def _read_reference(self, key: str, output: NDArray[Any], scale: float) -> NDArray[Any]:
         """The true picture: under the same key, or the same name with another image suffix."""
@@ -427,6 +421,16 @@ class Pipeline:
             except ImageError as exc:
                 raise NotComparable(f"the reference cannot be decoded: {exc}") from exc
         raise NotComparable(f"there is no reference for {key} at {self.reference.uri}")
+
+
+@contextmanager
+def _shared(works: Sequence[Work], stage: str) -> Iterator[None]:
+    """Time a stage that they go through together."""
+    began, began_ns = time.perf_counter(), time.time_ns()
+    yield
+    for work in works:
+        work.trace.shared(stage, began_ns, time.time_ns())
+        work.seconds[stage] = round((time.perf_counter() - began) / len(works), 4)
 
 
 def failure(image: Image, code: str, message: str) -> Outcome:
@@ -498,39 +502,3 @@ def _settled(outcome: Outcome) -> Future[Outcome]:
     future: Future[Outcome] = Future()
     future.set_result(outcome)
     return future
-
-
-def _centre(pixels: NDArray[Any]) -> NDArray[Any]:
-    height, width = pixels.shape[:2]
-    shrink = min(1.0, math.sqrt(SCORED_PIXELS / (height * width)))
-    h, w = max(1, int(height * shrink)), max(1, int(width * shrink))
-    top, left = (height - h) // 2, (width - w) // 2
-    return pixels[top : top + h, left : left + w]
-
-
-def _consistency(output: NDArray[Any], source: NDArray[Any], scale: float) -> float | str | None:
-    """None for a picture so wide that looking at some of its rows would take memory that nobody reckoned with."""
-    if BLOCK * scale * output.shape[1] > MOST_BAND:
-        return None
-    return _number(lr_consistency(output, source, scale, most_pixels=SCORED_PIXELS))
-
-
-def _number(value: float) -> float | str:
-    return round(value, 4) if math.isfinite(value) else "inf" if value > 0 else "-inf"
-
-
-def _figures(kind: str, score: Callable[[], Comparison]) -> dict[str, Any]:
-    try:
-        result = score()
-    except NotComparable as exc:
-        return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(exc)}
-    figures: dict[str, Any] = {
-        "kind": kind,
-        "bicubic": _number(result.bicubic.psnr_y),
-        "vdsr": _number(result.vdsr.psnr_y),
-        "gain": _number(result.gain_db),
-        "reason": None,
-    }
-    if result.vdsr.ssim is not None and result.bicubic.ssim is not None:
-        figures["ssim"] = {"bicubic": round(result.bicubic.ssim, 5), "vdsr": round(result.vdsr.ssim, 5)}
-    return figures

@@ -17,6 +17,7 @@ void* vdsr_stream(const void*, int height, int width);
 void vdsr_stream_free(void*);
 int vdsr_stream_push(void*, const float* rows, int count, float* out, int threads);
 int vdsr_stream_delay(int depth);
+int vdsr_residuals(const void*, const float* planes, int count, int height, int width, float* out, int threads);
 __attribute__((weak)) size_t vdsr_activations(int depth, int height, int width);
 __attribute__((weak)) int vdsr_forward(const float*, int depth, const float* y, int n, int height, int width,
                                        float* activations, float* residual, int threads);
@@ -86,6 +87,25 @@ void infer(const Case& c) {
     std::printf("depth %d, %d x %d: %016llx\n", c.depth, c.height, c.width, static_cast<unsigned long long>(sum));
 }
 
+// Several images, a thread each.
+void together(const Case& c) {
+    constexpr int N = 3;
+    const Floats weights = weights_of(c.depth), y = noise(size_t(N) * c.height * c.width, 1);
+    Floats expected;
+    for (int i = 0; i < N; ++i) {
+        const Floats one(y.begin() + i * y.size() / N, y.begin() + (i + 1) * y.size() / N);
+        const Floats found = residual(weights, c, one, c.height, 1);
+        expected.insert(expected.end(), found.begin(), found.end());
+    }
+    for (int threads = 1; threads <= 3; ++threads) {
+        Floats out(y.size());
+        void* network = vdsr_network(weights.data(), c.depth, threads);
+        vdsr_residuals(network, y.data(), N, c.height, c.width, out.data(), threads);
+        vdsr_network_free(network);
+        expect(same(expected, out), "other bits together", c, threads);
+    }
+}
+
 void train(const Case& c) {
     constexpr int N = 3;
     const Floats weights = weights_of(c.depth), y = noise(size_t(N) * c.height * c.width, 1);
@@ -105,6 +125,7 @@ void train(const Case& c) {
 int main() {
     for (const Case& c : CASES) {
         infer(c);
+        if (c.height * c.width < 5000) together(c);
         if (vdsr_forward && c.height * c.width < 5000) train(c);
     }
     return failures != 0;

@@ -138,7 +138,56 @@ def test_luminance_that_is_no_number_is_named_as_such(library: native.Library) -
         NativeEngine(Network(library, model)).stream(9, 9, lambda: None).push(np.full((9, 9), np.nan, np.float32))
 
 
-def test_the_memory_of_one_image_serves_others_of_all_sizes(library: native.Library) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (41, 30), (128, 128)])
+def test_small_images_that_are_computed_together_give_the_bits_of_each(
+    library: native.Library, model: VDSR, size: tuple[int, int]
+) -> None:
+    engine, planes = NativeEngine(Network(library, model)), noise(5, *size).numpy()
+    alone = [engine.stream(*size, lambda: None).push(plane) for plane in planes]
+
+    assert np.array_equal(engine.residuals(planes, lambda: None), np.stack(alone))
+    mirrored = planes[:, :, ::-1]  # not contiguous
+    assert np.array_equal(engine.residuals(mirrored, lambda: None)[0], engine.residuals(mirrored[:1], lambda: None)[0])
+
+
+def test_many_small_images_can_be_stopped_between(library: native.Library, model: VDSR) -> None:
+    calls = []
+
+    NativeEngine(Network(library, model)).residuals(noise(20, 128, 128).numpy(), lambda: calls.append(1))
+
+    assert 2 <= len(calls) <= 20
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_that_is_no_number_is_named_as_such_among_others(
+    library: native.Library, model: VDSR, value: float
+) -> None:
+    planes = noise(3, 9, 9).numpy()
+    planes[1, 4, 4] = value
+
+    with pytest.raises(ValueError, match="luminance"):
+        NativeEngine(Network(library, model)).residuals(planes, lambda: None)
+
+
+def test_what_is_no_stack_of_planes_is_refused(library: native.Library, model: VDSR) -> None:
+    with pytest.raises(ValueError, match=r"float32 of \(9, 9\) was given; give float32 of \(N, H, W\)"):
+        Network(library, model).residuals(noise(9, 9).numpy())
+
+
+def test_more_bands_than_are_awaited_together_give_what_a_strip_of_them_gives(library: native.Library) -> None:
+    torch.manual_seed(0)
+    network, y = Network(library, VDSR(VDSRConfig(depth=4))), noise(700, 420).numpy()
+    margin = 4 * network.tile
+
+    whole = network.stream(*y.shape).push(y)
+    strip = np.ascontiguousarray(y[:, 152:304])
+
+    assert np.array_equal(
+        network.stream(*strip.shape).push(strip)[:, margin:-margin], whole[:, 152 + margin : 304 - margin]
+    )
+
+
+def test_images_of_other_sizes_leave_nothing_behind(library: native.Library) -> None:
     network = Network(library, checkpoint.load()[0])
     planes = [np.random.default_rng(n).random((12, width), np.float32) for n, width in enumerate((50, 9, 300, 50, 7))]
 

@@ -304,3 +304,15 @@ def test_the_shipped_weights_beat_bicubic_on_a_real_photograph() -> None:
     pixels = np.asarray(Image.open(path).convert("RGB"))
 
     assert score_degraded(Upscaler(device="cpu"), pixels, 2).gain_db > 1
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3), (41, 33, 4)])
+def test_small_pictures_that_go_through_together_score_as_each_alone(shape: tuple[int, ...]) -> None:
+    from vdsr.evaluate import score_degraded, score_degraded_alike
+
+    upscaler = Upscaler(device="cpu")
+    images = [np.random.default_rng(n).integers(0, 256, shape, np.uint8) for n in range(3)]
+
+    together = score_degraded_alike(upscaler, images, 2, with_ssim=False)
+
+    assert together == [score_degraded(upscaler, image, 2, with_ssim=False) for image in images]

@@ -22,6 +22,7 @@ from vdsr.model import VDSR
 _VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """By what torch says of the processor: the libraries that it can run, best first."""
 _NO_MEMORY = 1
+TOO_MANY_THREADS = "the network needs more memory than there is; use fewer threads"
 CHANNELS = 64
 """Of the networks that it computes: the layout of its memory is made for them."""
 
@@ -101,6 +102,23 @@ class Network:
         """An image of this size is to come, from its first row on."""
         return Stream(self, height, width)
 
+    def residuals(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, H, W) in [0, 1] to (N, H, W), to the bit as by `stream`: each thread does one image after the other.
+
+        Raises:
+            ValueError: another shape or dtype.
+            MemoryError: there is not enough.
+        """
+        if planes.ndim != 3 or planes.dtype != np.float32:
+            raise ValueError(f"{planes.dtype} of {planes.shape} was given; give float32 of (N, H, W)")
+        planes = np.ascontiguousarray(planes)
+        out = np.empty_like(planes)
+        inputs, outputs = (ctypes.c_void_p(array.ctypes.data) for array in (planes, out))
+        threads = torch.get_num_threads()
+        if self.library.functions.vdsr_residuals(self.address, inputs, *planes.shape, outputs, threads) < 0:
+            raise MemoryError(TOO_MANY_THREADS)
+        return out
+
 
 class Stream:
     """Takes an image's rows in order, and gives the residual's rows as soon as they can be known."""
@@ -132,7 +150,7 @@ class Stream:
             torch.get_num_threads(),
         )
         if given < 0:
-            raise MemoryError("the network needs more memory than there is; use fewer threads")
+            raise MemoryError(TOO_MANY_THREADS)
         self._left -= len(rows)
         return out[:given]
 

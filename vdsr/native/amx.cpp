@@ -177,6 +177,14 @@ int vdsr_stream_push(Stream<Kernel>* stream, const float* rows, int count, float
     return -1;
 }
 
+int vdsr_residuals(const std::shared_ptr<const Kernel>* network, const float* planes, int count, int height, int width,
+                   float* out, int threads) try {
+    residuals(*network, planes, count, height, width, out, threads);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return -1;
+}
+
 int vdsr_tile() { return Kernel::GRID; }
 
 int vdsr_stream_delay(int depth) { return Stream<Kernel>::delay(depth); }

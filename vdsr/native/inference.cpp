@@ -103,6 +103,15 @@ int vdsr_stream_push(Stream<Kernel>* stream, const float* rows, int count, float
     return -1;
 }
 
+// (count, height, width) images that are computed each by one thread, and their residuals; -1 as above.
+int vdsr_residuals(const std::shared_ptr<const Kernel>* network, const float* planes, int count, int height, int width,
+                   float* out, int threads) try {
+    residuals(*network, planes, count, height, width, out, threads);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return -1;
+}
+
 int vdsr_tile() { return Kernel::GRID; }
 
 // How many rows the residual may lag behind what was given.

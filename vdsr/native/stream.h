@@ -253,4 +253,13 @@ private:
     }
 };
 
+// The residuals of images of one size (count, height, width), each thread one image after the other.
+template <class Kernel>
+void residuals(const std::shared_ptr<const Kernel>& kernel, const float* planes, int count, int height, int width,
+               float* out, int threads) {
+    const size_t size = size_t(height) * width;
+    share(count, threads,
+          [&](int i) { Stream<Kernel>(kernel, height, width).push(planes + i * size, height, out + i * size, 1); });
+}
+
 }  // namespace vdsr
