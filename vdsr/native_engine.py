@@ -1,4 +1,4 @@
-"""How does our compiled code compute an image? All layers in one pass over the rows, nothing computed twice."""
+"""How does our compiled code compute an image? Patch by patch through all layers, nothing computed twice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def native_engine(model: VDSR, precision: str) -> NativeEngine | None:
 
 
 class NativeEngine:
-    """A network of vdsr/native/inference.cpp or amx.cpp."""
+    """A network of vdsr/native/inference.cpp or amx.cpp, streamed by stream.h."""
 
     def __init__(self, network: Network) -> None:
         self.network = network

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BAND_PIXELS = 1 << 18
 """Of the output, made at a time: a few MB in float, which a small image fits into whole."""
 STRIP = 4096
-"""Columns that go through the network at a time: its memory grows with them (by 78 KB a column in our compiled code)
+"""Columns that go through the network at a time: its memory grows with them (by 11 KB a column in our compiled code)
 and the halo between two strips is computed twice."""
 ENSEMBLE_BAND = 2048
 """Rows that are turned at a time by the self-ensemble: the halo costs two in a hundred."""
