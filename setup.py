@@ -27,7 +27,7 @@ setup(
         Extension(
             f"vdsr.native._{name}",
             sources=sources,
-            depends=["vdsr/native/amx.h", "vdsr/native/network.h", "vdsr/native/stream.h", "vdsr/native/winograd.h"],
+            depends=[f"vdsr/native/{name}.h" for name in ("amx", "interface", "network", "stream", "winograd")],
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread", *flags],
             extra_link_args=["-pthread"],
             language="c++",

@@ -31,7 +31,7 @@ public:
     };
 
     // w: all kernels (out, in, 3, 3), one behind the other
-    Kernel(const float* w, int depth)
+    Kernel(const float* w, int depth, int)
         : depth_(depth), first_(TAPS * CHANNELS), hidden_(zeroed(size_t(depth - 2) * HIDDEN * sizeof(bf16))),
           last_(zeroed(4 * TILE * sizeof(bf16))) {
         for (int tap = 0; tap < TAPS; ++tap)
@@ -146,46 +146,10 @@ private:
 }  // namespace
 }  // namespace vdsr
 
-using namespace vdsr;
+#include "interface.h"
 
 extern "C" {
 
 // Whether this process may use what this was compiled for. Nothing else may be called before it has said so.
 int vdsr_amx_permitted() { return Tiles::permitted(); }
-
-// The rest is as in inference.cpp.
-
-std::shared_ptr<const Kernel>* vdsr_network(const float* weights, int depth, int) try {
-    return new std::shared_ptr<const Kernel>(new Kernel(weights, depth));
-} catch (const std::bad_alloc&) {
-    return nullptr;
-}
-
-void vdsr_network_free(std::shared_ptr<const Kernel>* network) { delete network; }
-
-Stream<Kernel>* vdsr_stream(const std::shared_ptr<const Kernel>* network, int height, int width) try {
-    return new Stream<Kernel>(*network, height, width);
-} catch (const std::bad_alloc&) {
-    return nullptr;
-}
-
-void vdsr_stream_free(Stream<Kernel>* stream) { delete stream; }
-
-int vdsr_stream_push(Stream<Kernel>* stream, const float* rows, int count, float* out, int threads) try {
-    return stream->push(rows, count, out, threads);
-} catch (const std::bad_alloc&) {
-    return -1;
-}
-
-int vdsr_residuals(const std::shared_ptr<const Kernel>* network, const float* planes, int count, int height, int width,
-                   float* out, int threads) try {
-    residuals(*network, planes, count, height, width, out, threads);
-    return 0;
-} catch (const std::bad_alloc&) {
-    return -1;
-}
-
-int vdsr_tile() { return Kernel::GRID; }
-
-int vdsr_stream_delay(int depth) { return Stream<Kernel>::delay(depth); }
 }
