@@ -17,8 +17,8 @@ from worker.images import Header
 from worker.settings import LEAST_MEMORY_BUDGET, Settings
 
 PROCESS_BYTES = 750 << 20
-"""Of a worker with no picture in hand: Python, torch and the rest 400 MB, and the widest strip of the network 330 MB
-(`vdsr.upscale.STRIP`)."""
+"""Of a worker with no picture in hand: Python, torch and the rest 400 MB, and the network: 60 MB for the widest strip
+(`vdsr.upscale.STRIP`) by our compiled code, with room for torch's tiles where that is not built."""
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """What a container may use, in both generations of Linux' control groups."""
 PILLOW_BYTES = 4
