@@ -176,7 +176,7 @@ class Upscaler:
         self, planes: NDArray[np.float32], *, on_tile: Callable[[], None] | None = None
     ) -> NDArray[np.float32]:
         """As `sharpen` for each of (N, H, W); where the device gains by it, in one pass."""
-        if not isinstance(self.engine, Batching) or self.self_ensemble:
+        if len(planes) == 1 or not isinstance(self.engine, Batching) or self.self_ensemble:
             return np.stack([self.sharpen(plane, on_tile=on_tile) for plane in planes])
         began = time.perf_counter()
         sharpened: NDArray[np.float32] = planes + self.engine.residuals(planes, on_tile or _nothing)

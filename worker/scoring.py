@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vdsr.banded import BLOCK
-from vdsr.evaluate import Comparison, NotComparable, lr_consistency, score_degraded, score_degraded_alike
+from vdsr.evaluate import Comparison, NotComparable, lr_consistency, score_degraded_alike
 
 if TYPE_CHECKING:
     from vdsr.upscale import Upscaler
@@ -29,14 +29,9 @@ def self_degradation(
 ) -> list[Figures]:
     """Of sources of one shape: each is shrunk, and restored by the network and by bicubic interpolation."""
     centres = [_centre(pixels) for pixels in images]
-
-    def score() -> list[Comparison]:
-        if len(centres) == 1:
-            return [score_degraded(upscaler, centres[0], scale, with_ssim=False, on_tile=on_tile)]
-        return score_degraded_alike(upscaler, centres, scale, with_ssim=False, on_tile=on_tile)
-
     try:
-        return [_figures("self-degradation", result) for result in score()]
+        results = score_degraded_alike(upscaler, centres, scale, with_ssim=False, on_tile=on_tile)
+        return [_figures("self-degradation", result) for result in results]
     except NotComparable as exc:  # their shape is one
         return [_no_figures("self-degradation", exc) for _ in images]
 
