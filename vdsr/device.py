@@ -113,6 +113,11 @@ def cpu_has_amx() -> bool:
     return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(_cpuinfo().split())
 
 
+def cpu_has_vnni() -> bool:
+    """Whether this processor multiplies and adds pairs of 16-bit integers in one instruction of AVX-512."""
+    return "avx512_vnni" in _cpuinfo().split()
+
+
 def _quota() -> float:
     """Processors' worth of time that a container may take, rounded up: threads beyond that wait for one another."""
     try:

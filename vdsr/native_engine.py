@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from vdsr.engine import Plane, Stream, blame, is_finite
-from vdsr.native import CHANNELS, Network, amx, library
+from vdsr.native import CHANNELS, Network, amx, int16, library
+from vdsr.native.trial import can_be_trusted
 
 if TYPE_CHECKING:
     from vdsr.model import VDSR
@@ -22,19 +23,21 @@ PIECE_PIXELS = 1 << 17
 def native_engine(model: VDSR, precision: str) -> NativeEngine | None:
     """The fastest of our compiled code that gives the precision; None where there is none.
 
-    With AMX that is bf16, unless fp32 is asked for or its trial fails.
+    With AMX that is bf16, else 16-bit integers, unless fp32 is asked for or their trial fails.
     """
-    if model.config.channels != CHANNELS:
+    if model.config.channels != CHANNELS or (vectors := library()) is None:
         return None
-    exact = Network(vectors, model) if (vectors := library()) is not None else None
-    if precision != "fp32" and exact is not None and (matrices := amx.library()) is not None:
-        network = Network(matrices, model)
-        return NativeEngine(network if amx.can_be_trusted(network, exact) else exact)
-    return NativeEngine(exact) if precision != "bf16" and exact is not None else None
+    exact = Network(vectors, model)
+    if precision == "fp32":
+        return NativeEngine(exact)
+    if (faster := amx.library() or (int16.library() if precision == "auto" else None)) is None:
+        return NativeEngine(exact) if precision == "auto" else None
+    network = Network(faster, model)
+    return NativeEngine(network if can_be_trusted(network, exact) else exact)
 
 
 class NativeEngine:
-    """A network of vdsr/native/inference.cpp or amx.cpp, streamed by stream.h."""
+    """A network of vdsr/native/inference.cpp, int16.cpp or amx.cpp, streamed by stream.h."""
 
     def __init__(self, network: Network) -> None:
         self.network = network

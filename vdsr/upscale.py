@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 BAND_PIXELS = 1 << 18
 """Of the output, made at a time: a few MB in float, which a small image fits into whole."""
 STRIP = 4096
-"""Columns that go through the network at a time: its memory grows with them (by 11 KB a column in our compiled code)
-and the halo between two strips is computed twice."""
+"""Most columns that go through the network at a time: in whole halos, so that its tiles lie as in the whole image.
+Memory grows with them (by 11 KB a column in our compiled code), and the halo between two is computed twice."""
 ENSEMBLE_BAND = 2048
 """Rows that are turned at a time by the self-ensemble: the halo costs two in a hundred."""
 
@@ -227,7 +227,8 @@ class Upscaler:
             luminance: gives rows start..stop of (height, width).
         """
         band = max(BLOCK, BAND_PIXELS // width // BLOCK * BLOCK)
-        for strip in spans(width, STRIP, self.engine.halo):
+        halo = self.engine.halo
+        for strip in spans(width, max(1, STRIP // halo) * halo, halo):
             stream = self._stream(height, strip.read_stop - strip.read_start, on_tile or _nothing)
             held = np.empty((0, strip.read_stop - strip.read_start), np.float32)  # rows whose residual is to come
             given = 0

@@ -1,48 +1,28 @@
-"""Does the kernel for matrix units compute what fp32 does, the same to the bit in any pieces, and only where it may?
+"""Is the matrix unit used where this process may, and only where it computes what it should?
 
-Where the processor has no matrix unit, its instructions are emulated and everything else is tested.
+What it computes is tested in test_kernels.py, like everything that is not fp32.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 
 import numpy as np
 import pytest
 import torch
+from kernels import built_for_tests, noise, residual
 
 from vdsr import Upscaler, checkpoint, device, native
 from vdsr.device import DeviceError
-from vdsr.model import VDSR, VDSRConfig
+from vdsr.model import VDSR
 from vdsr.native import Library, Network, amx
-
-RNG = np.random.default_rng(5)
-SIZES = [(1, 1), (1, 150), (150, 1), (41, 41), (33, 107)]
-
-
-def emulation() -> Library:
-    found = native.built("amx_emulated", precision="bf16")
-    if found is None or native.library() is None:
-        if os.environ.get("CI") and platform.machine() == "x86_64":
-            pytest.fail("no compiled code was built; is there a C++ compiler?")
-        pytest.skip("there is no compiled code")
-    return found
-
-
-@pytest.fixture(params=["emulated", "real"])
-def library(request: pytest.FixtureRequest) -> Library:
-    emulated = emulation()
-    if request.param == "emulated":
-        return emulated
-    return amx.library() or pytest.skip("this processor has no AMX, or this process may not use it")
+from vdsr.native.trial import can_be_trusted
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Library:
     """The emulation in the place of a matrix unit."""
-    emulated = emulation()
+    emulated = built_for_tests("amx_emulated", "bf16")
     monkeypatch.setattr("vdsr.native.amx.library", lambda: emulated)
     return emulated
 
@@ -52,78 +32,8 @@ def model() -> VDSR:
     return checkpoint.load()[0]
 
 
-def noise(*size: int) -> np.ndarray:
-    return RNG.random(size, np.float32)
-
-
-def residual(library: Library, model: VDSR, y: np.ndarray, *, rows: int = 10_000, threads: int = 1) -> np.ndarray:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    stream = Network(library, model).stream(*y.shape)
-    parts = [stream.push(y[start : start + rows]) for start in range(0, len(y), rows)]
-    torch.set_num_threads(before)
-    return np.concatenate(parts)
-
-
-def exact(model: VDSR, y: np.ndarray) -> np.ndarray:
-    compiled = native.library()
-    assert compiled is not None
-    return residual(compiled, model, y)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_it_gives_the_same_bits_for_any_rows_at_a_time_and_any_threads(
-    library: Library, model: VDSR, size: tuple[int, int]
-) -> None:
-    y = noise(*size)
-    expected = residual(library, model, y)
-
-    for rows, threads in [(1, 1), (7, 2), (64, 3), (10_000, 3)]:
-        assert np.array_equal(residual(library, model, y, rows=rows, threads=threads), expected), (rows, threads)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_it_stays_close_to_fp32_even_on_noise(library: Library, model: VDSR, size: tuple[int, int]) -> None:
-    y = noise(*size)
-
-    wanted = exact(model, y)
-    difference = residual(library, model, y) - wanted
-
-    assert np.abs(difference).max() < 0.02 * np.abs(wanted).max()
-    assert np.sqrt(np.square(difference).mean()) < 0.02 * np.sqrt(np.square(wanted).mean())
-
-
-@pytest.mark.parametrize("depth", [2, 3, 4, 5, 8])
-def test_a_network_may_have_another_depth(library: Library, depth: int) -> None:
-    torch.manual_seed(depth)
-    model, y = VDSR(VDSRConfig(depth=depth)), noise(45, 130)
-
-    got, wanted = residual(library, model, y, rows=9, threads=2), exact(model, y)
-
-    assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()
-
-
-def test_many_bands_and_patches_give_what_a_strip_of_them_gives(library: Library) -> None:
-    torch.manual_seed(0)
-    model, y = VDSR(VDSRConfig(depth=4)), noise(700, 420)  # more bands than are awaited together
-
-    whole = residual(library, model, y, rows=50, threads=3)
-
-    assert np.array_equal(residual(library, model, y[:, 150:301])[:, 4:-4], whole[:, 154:297])
-    assert np.array_equal(residual(library, model, y[333:400])[4:-4], whole[337:396])
-    assert np.abs(whole - exact(model, y)).max() < 0.02 * np.abs(whole).max()
-
-
-def test_a_second_image_does_not_see_the_first(library: Library, model: VDSR) -> None:
-    network, y = Network(library, model), noise(30, 40)
-
-    first, _, second = (network.stream(30, 40).push(image) for image in (y, 1 - y, y))
-
-    assert np.array_equal(first, second)
-
-
 def test_the_emulation_gives_the_bits_of_the_unit(model: VDSR) -> None:
-    emulated, real = emulation(), amx.library()
+    emulated, real = built_for_tests("amx_emulated", "bf16"), amx.library()
     if real is None:
         pytest.skip("this processor has no AMX, or this process may not use it")
     y = noise(60, 200)
@@ -192,7 +102,7 @@ def test_a_network_that_adds_nothing_passes_the_trial(here: Library, model: VDSR
     compiled = native.library()
     assert compiled is not None
 
-    assert amx.can_be_trusted(Network(here, silent), Network(compiled, silent))
+    assert can_be_trusted(Network(here, silent), Network(compiled, silent))
 
 
 CPUINFO = "model name : some\nflags : sse avx512f avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8\n"
@@ -209,7 +119,7 @@ def test_without_one_of_the_flags_the_library_is_not_even_loaded(missing: str, m
 
 
 def test_without_the_systems_permission_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulated = emulation()
+    emulated = built_for_tests("amx_emulated", "bf16")
     monkeypatch.setattr("vdsr.device._cpuinfo", lambda: CPUINFO)
     monkeypatch.setattr("vdsr.native.amx.built", lambda *_, **__: emulated)
     assert amx.library.__wrapped__() is emulated

@@ -19,6 +19,7 @@ NATIVE = ROOT / "vdsr" / "native"
 DRIVER, TRAP = ROOT / "tests" / "native" / "driver.cpp", ROOT / "tests" / "native" / "trap.cpp"
 CODE = {
     "vectors": [NATIVE / "inference.cpp", NATIVE / "training.cpp"],
+    "integers": [NATIVE / "int16.cpp"],
     "matrices": [NATIVE / "amx.cpp", "-DVDSR_EMULATE_AMX"],
 }
 

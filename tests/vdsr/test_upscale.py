@@ -77,11 +77,12 @@ def test_the_network_of_the_upscaler_is_the_model_itself(engine: str, size: tupl
 
 
 @pytest.mark.skipif(native.library() is None, reason="there is no compiled code")
-@pytest.mark.parametrize(("strip", "band"), [(4, 64), (60, 1), (64, 7), (4096, 1000)])
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize(("strip", "band"), [(1, 64), (160, 1), (170, 7), (4096, 1000)])
 def test_the_compiled_code_gives_the_same_bits_in_any_pieces(
-    strip: int, band: int, upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+    strip: int, band: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    y = RNG.random((101, 203)).astype(np.float32)
+    upscaler, y = Upscaler(device="cpu", precision=precision), RNG.random((101, 203)).astype(np.float32)
     expected = upscaler.sharpen(y)
 
     monkeypatch.setattr("vdsr.upscale.STRIP", strip)

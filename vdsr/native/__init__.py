@@ -1,8 +1,9 @@
 """Which compiled code does this processor run, and how is it called?
 
 `setup.py` builds the C++ beside this file into one library a kind of processor: the fp32 code for each width of vector
-registers, and the bf16 code for matrix units (`vdsr.native.amx`), with an emulation of it for the tests. A library that
-is missing, as where there was no compiler, costs speed and nothing else: torch computes the same.
+registers, the same in 16-bit integers (`vdsr.native.int16`), and the bf16 code for matrix units (`vdsr.native.amx`),
+with an emulation of it for the tests. A library that is missing, as where there was no compiler, costs speed and
+nothing else: torch computes the same.
 """
 
 from __future__ import annotations
@@ -175,5 +176,5 @@ def library() -> Library | None:
 
 def built(variant: str, *, precision: str = "fp32") -> Library | None:
     """A library by its name, loaded; None where it was not built. Whether the processor can run it is not asked."""
-    paths = Path(__file__).parent.glob(f"_{variant}.*.so")
+    paths = Path(__file__).parent.glob(f"_{variant}_{precision}.*.so")
     return next((Library(variant, path, precision=precision) for path in paths), None)

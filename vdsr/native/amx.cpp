@@ -32,11 +32,8 @@ public:
 
     // w: all kernels (out, in, 3, 3), one behind the other
     Kernel(const float* w, int depth, int)
-        : depth_(depth), first_(TAPS * CHANNELS), hidden_(zeroed(size_t(depth - 2) * HIDDEN * sizeof(bf16))),
+        : depth_(depth), first_(by_tap(w)), hidden_(zeroed(size_t(depth - 2) * HIDDEN * sizeof(bf16))),
           last_(zeroed(4 * TILE * sizeof(bf16))) {
-        for (int tap = 0; tap < TAPS; ++tap)
-            for (int channel = 0; channel < CHANNELS; ++channel)
-                first_[tap * CHANNELS + channel] = w[channel * TAPS + tap];
         w += TAPS * CHANNELS;
         for (int layer = 1; layer < depth - 1; ++layer, w += WEIGHTS)
             arrange_weights(w, bf16s(hidden_) + (layer - 1) * HIDDEN);
@@ -101,7 +98,7 @@ public:
 
 private:
     const int depth_;
-    std::vector<float> first_;  // [tap][64]
+    const std::vector<float> first_;  // [tap][64]
     Floats hidden_, last_;      // last_: [rounded, remainder][half of the channels in] B
 
     static int parts(int plane) { return plane <= FINE ? 2 : 1; }

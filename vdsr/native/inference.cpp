@@ -1,5 +1,6 @@
 // The network in fp32: its hidden layers by Winograd's algorithm (winograd.h), streamed patch by patch (stream.h).
 #include "stream.h"
+#include "winograd.h"
 
 namespace vdsr {
 namespace {

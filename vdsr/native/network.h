@@ -1,5 +1,5 @@
-// What do training and inference have in common? Memory, threads, the weights of all layers, and the two ends of the
-// network: the first layer makes 64 channels of a plane, the last makes a plane of 64 channels.
+// What do all kernels have in common? Memory, threads, and the two ends of the network: the first layer makes 64
+// channels of a plane, the last makes a plane of 64 channels.
 #pragma once
 
 #include <sys/mman.h>
@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #endif
 
-#include "winograd.h"
+#include "vectors.h"
 
 namespace vdsr {
 
@@ -100,30 +100,13 @@ void share(int items, int threads, Work&& work) {
     });
 }
 
-// The weights of all layers, from one behind the other as (out, in, 3, 3).
-struct Weights {
-    int depth;
-    std::vector<float> first, last, last_turned;  // [tap][64]
-    Floats hidden_layers;                         // [hidden layer] U
-
-    // turned: the hidden layers' adjoints, for the way back
-    Weights(const float* w, int depth, bool turned, int threads)
-        : depth(depth), first(TAPS * CHANNELS), last(TAPS * CHANNELS), last_turned(TAPS * CHANNELS),
-          hidden_layers(floats(hidden() * TRANSFORMED)) {
-        const float* end = w + TAPS * CHANNELS + hidden() * WEIGHTS;
-        for (int i = 0; i < TAPS; ++i)
-            for (int channel = 0; channel < CHANNELS; ++channel) {
-                first[i * CHANNELS + channel] = w[channel * TAPS + i];
-                last[i * CHANNELS + channel] = end[channel * TAPS + i];
-                last_turned[i * CHANNELS + channel] = end[channel * TAPS + TAPS - 1 - i];
-            }
-        share(int(hidden()), threads, [&](int layer) {
-            transform_weights(w + TAPS * CHANNELS + layer * WEIGHTS, hidden_layers.get() + layer * TRANSFORMED, turned);
-        });
-    }
-    size_t hidden() const { return size_t(depth) - 2; }
-    const float* layer(size_t i) const { return hidden_layers.get() + i * TRANSFORMED; }
-};
+// The kernel of the first layer or the last, 64 channels of 3 x 3, as [tap][64].
+inline std::vector<float> by_tap(const float* w) {
+    std::vector<float> taps(TAPS * CHANNELS);
+    for (int tap = 0; tap < TAPS; ++tap)
+        for (int channel = 0; channel < CHANNELS; ++channel) taps[tap * CHANNELS + channel] = w[channel * TAPS + tap];
+    return taps;
+}
 
 // In both: rows[y] points at a row's pixel `from`, and the pixels beside and above what is computed can be read.
 

@@ -12,7 +12,7 @@
 //        0 0 0 0 0 0 0 0 0 0
 //        0 0 0 0 0 0 0 0 0 0
 //        0 0 0 0 0 0 0 0 0 0
-#include "network.h"
+#include "winograd.h"
 
 namespace vdsr {
 namespace {

@@ -22,57 +22,16 @@
 // The result of a tile depends on its 6 x 6 pixels alone, to the bit, and not on its place in a Batch.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
-#include <cstring>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
+#include "network.h"
 
 namespace vdsr {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, COLUMNS = 4;  // floats in a register; registers of output channels in a GEMM's block
-#elif defined(__AVX2__)
-constexpr int LANES = 8, COLUMNS = 2;
-#else
-constexpr int LANES = 4, COLUMNS = 4;
-#endif
-constexpr int CHANNELS = 64;
-constexpr int GROUPS = CHANNELS / LANES;  // registers that one pixel fills
 constexpr int OUT = 4, IN = OUT + 2;      // a tile's side after and before
 constexpr int POINTS = IN * IN;
 constexpr int TILES = 24;
 constexpr size_t STRIDE = size_t(TILES) * CHANNELS + 16;  // floats from one point of V or M to the next
-constexpr size_t WEIGHTS = size_t(CHANNELS) * CHANNELS * 9;
 constexpr size_t TRANSFORMED = size_t(POINTS) * CHANNELS * CHANNELS;
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
-typedef float Unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-inline void store(float* to, Vector v) { *reinterpret_cast<Unaligned*>(to) = v; }
-inline Vector every(float value) { return value - Vector{}; }
-
-// a * b + c, rounded once. Always asked for and never left to the compiler (-ffp-contract=off), which would fuse the
-// same formula here and not there, and so give other bits in another place.
-inline Vector fma(Vector a, Vector b, Vector c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__)
-    return _mm256_fmadd_ps(a, b, c);
-#elif defined(__ARM_NEON)
-    return vfmaq_f32(c, a, b);
-#else
-    return a * b + c;
-#endif
-}
-inline Vector fma(float a, Vector b, Vector c) { return fma(every(a), b, c); }
-
-inline Vector positive(Vector v) { return v < 0.0f ? Vector{} : v; }  // what is no number stays, to be seen
+constexpr int COLUMNS = LANES == 8 ? 2 : 4;  // registers of output channels in a GEMM's block
 
 // ---- the one-dimensional transforms; each two-dimensional one does its columns, then its rows
 
@@ -292,5 +251,27 @@ inline void transform_weight_gradient(const float* du, float* dw) {
             }
         }
 }
+
+// ---- a network
+
+// The weights of all layers, from one behind the other as (out, in, 3, 3).
+struct Weights {
+    int depth;
+    std::vector<float> first, last, last_turned;  // [tap][64]
+    Floats hidden_layers;                         // [hidden layer] U
+
+    // turned: the hidden layers' adjoints, for the way back
+    Weights(const float* w, int depth, bool turned, int threads)
+        : depth(depth), first(by_tap(w)), last(by_tap(w + TAPS * CHANNELS + hidden() * WEIGHTS)),
+          last_turned(TAPS * CHANNELS), hidden_layers(floats(hidden() * TRANSFORMED)) {
+        for (int i = 0; i < TAPS; ++i)
+            std::copy_n(&last[i * CHANNELS], CHANNELS, &last_turned[(TAPS - 1 - i) * CHANNELS]);
+        share(int(hidden()), threads, [&](int layer) {
+            transform_weights(w + TAPS * CHANNELS + layer * WEIGHTS, hidden_layers.get() + layer * TRANSFORMED, turned);
+        });
+    }
+    size_t hidden() const { return size_t(depth) - 2; }
+    const float* layer(size_t i) const { return hidden_layers.get() + i * TRANSFORMED; }
+};
 
 }  // namespace vdsr
