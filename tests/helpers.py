@@ -199,7 +199,9 @@ def make_weights(seed: int, version: str = "made") -> bytes:
 def published(registry: Registry, name: str, seed: int = 1) -> Version:
     """A version in a registry, as a publisher makes it."""
     data = make_weights(seed, name)
-    return registry.publish(data, name=name, smoke=smoke.record(Upscaler(data, device="cpu")), metrics={})
+    return registry.publish(
+        data, name=name, smoke=smoke.record(Upscaler(data, device="cpu", precision="fp32")), metrics={}
+    )
 
 
 def make_photos(folder: Path, count: int, size: tuple[int, int] = (24, 16)) -> Path:

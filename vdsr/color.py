@@ -9,24 +9,39 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# ITU-R BT.601: rows are Y, Cb, Cr of RGB in [0, 1], in 8-bit code values.
+# ITU-R BT.601: rows are Y, Cb, Cr of RGB in [0, 1], in 8-bit code values; Y then begins at 16. The rows of chroma add
+# up to 0, and that of Y to 219.
 RGB_TO_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
-OFFSET = np.array([16.0, 128.0, 128.0])
 YCBCR_TO_RGB = np.linalg.inv(RGB_TO_YCBCR)
 
 
 def rgb_to_ycbcr(rgb: NDArray[np.floating]) -> NDArray[np.floating]:
-    """(3, H, W) RGB in [0, 1] to (3, H, W) Y, Cb, Cr, each divided by 255: Y in [16/255, 235/255]."""
-    return _affine(RGB_TO_YCBCR / 255, OFFSET / 255, rgb)
+    """(3, H, W) RGB in [0, 1] to (3, H, W) Y, Cb, Cr, each divided by 255: Y in [16/255, 235/255].
+
+    Chroma lies around 0, without the 128 that 8-bit code adds. It is made of the differences to green, so that where
+    R = G = B it is exactly 0, and Y exactly `gray_to_y`.
+    """
+    red, green, blue = rgb
+    matrix = (RGB_TO_YCBCR / 255).astype(rgb.dtype)
+    result: NDArray[np.floating] = matrix[:, ::2] @ np.stack([red - green, blue - green]).reshape(2, -1)
+    result = result.reshape(rgb.shape)
+    result[0] += gray_to_y(green)
+    return result
 
 
 def ycbcr_to_rgb(ycbcr: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The inverse of `rgb_to_ycbcr`; values may leave [0, 1], and the caller clamps once."""
-    return _affine(YCBCR_TO_RGB * 255, -YCBCR_TO_RGB @ OFFSET, ycbcr)
+    """The inverse of `rgb_to_ycbcr`; values may leave [0, 1], and the caller clamps once.
+
+    Without chroma all three are exactly `y_to_gray`.
+    """
+    matrix = (YCBCR_TO_RGB[:, 1:] * 255).astype(ycbcr.dtype)
+    result: NDArray[np.floating] = (matrix @ ycbcr[1:].reshape(2, -1)).reshape(ycbcr.shape)
+    result += y_to_gray(ycbcr[0])
+    return result
 
 
 def gray_to_y(gray: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Gray in [0, 1] to studio-range Y divided by 255; equals `rgb_to_ycbcr` of R = G = B."""
+    """Gray in [0, 1] to studio-range Y divided by 255."""
     return _line(gray, 219 / 255, 16 / 255)
 
 
@@ -39,14 +54,4 @@ def _line(plane: NDArray[np.floating], slope: float, offset: float) -> NDArray[n
     """Multiply and add, in the plane's own precision."""
     result = plane * plane.dtype.type(slope)
     result += plane.dtype.type(offset)
-    return result
-
-
-def _affine(
-    matrix: NDArray[np.floating], offset: NDArray[np.floating], planes: NDArray[np.floating]
-) -> NDArray[np.floating]:
-    flat = planes.reshape(3, -1)
-    out = matrix.astype(planes.dtype) @ flat
-    out += offset.astype(planes.dtype)[:, None]
-    result: NDArray[np.floating] = out.reshape(planes.shape)
     return result

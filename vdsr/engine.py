@@ -40,7 +40,8 @@ class Engine(Protocol):
     exact: bool
     """Whether all of its arithmetic is fp32."""
     halo: int
-    """A strip of the image that is read with this many more columns to each side comes out as in the whole image."""
+    """A strip of the image that is read with this many more columns to each side, and begins at a multiple of that,
+    comes out as in the whole image."""
     redone: int
     """Tiles so far that were not finite and were computed again in fp32."""
     relieved: int

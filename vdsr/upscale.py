@@ -53,8 +53,8 @@ class Upscaler:
         Args:
             weights: a safetensors checkpoint or its bytes; None takes the one that ships with the package.
             device: "auto" (CUDA where there is a card, else the CPU), "cpu", "cuda" or "cuda:1".
-            precision: "auto" (bf16 on cards that have it and on CPUs with AMX, where it costs no visible quality, else
-                fp32), "fp32", or "bf16": the middle layers in bfloat16.
+            precision: "auto" (bf16 on cards that have it and on CPUs with AMX, 16-bit integers on other CPUs, where
+                that costs no visible quality; else fp32), "fp32", or "bf16": the middle layers in bfloat16.
             tile: pixels a side per pass where torch computes, 0 what suits the device; smaller needs less memory.
                 The result is the same.
             engine: "auto", or "native" or "torch": what computes the network (`vdsr.engine`).
@@ -228,7 +228,8 @@ class Upscaler:
         """
         band = max(BLOCK, BAND_PIXELS // width // BLOCK * BLOCK)
         halo = self.engine.halo
-        for strip in spans(width, max(1, STRIP // halo) * halo, halo):
+        unit = max(1, halo)  # a strip begins at a multiple of it
+        for strip in spans(width, max(1, STRIP // unit) * unit, halo):
             stream = self._stream(height, strip.read_stop - strip.read_start, on_tile or _nothing)
             held = np.empty((0, strip.read_stop - strip.read_start), np.float32)  # rows whose residual is to come
             given = 0

@@ -41,7 +41,7 @@ class Settings:
     device: str = "auto"
     """`auto` (CUDA, then CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: str = "auto"
-    """`auto` (bf16 on GPUs that have it and on CPUs with AMX, else fp32), `fp32` or `bf16`."""
+    """`auto` (bf16 on GPUs that have it and on CPUs with AMX, 16-bit integers on other CPUs), `fp32` or `bf16`."""
     engine: str = "auto"
     """`auto`, `native` (our compiled code, CPUs only) or `torch`."""
     tile: int = 0

@@ -22,7 +22,9 @@ def test_primary_colours_have_the_code_values_of_bt601() -> None:
     rgb = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float).T.reshape(3, 1, 5)
     expected = [[16, 235, 81, 145, 41], [128, 128, 90, 54, 240], [128, 128, 240, 34, 110]]
 
-    assert np.round(rgb_to_ycbcr(rgb) * 255).reshape(3, 5).astype(int).tolist() == expected
+    code_values = rgb_to_ycbcr(rgb).reshape(3, 5) * 255 + [[0], [128], [128]]
+
+    assert np.round(code_values).astype(int).tolist() == expected
 
 
 def test_colour_conversion_there_and_back_changes_nothing() -> None:
@@ -31,11 +33,16 @@ def test_colour_conversion_there_and_back_changes_nothing() -> None:
     np.testing.assert_allclose(ycbcr_to_rgb(rgb_to_ycbcr(rgb)), rgb, atol=1e-12)
 
 
-def test_gray_is_treated_as_equal_red_green_and_blue() -> None:
-    gray = RNG.random((9, 11))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gray_is_treated_as_equal_red_green_and_blue(dtype: type[np.floating]) -> None:
+    gray = RNG.random((90, 110)).astype(dtype)
 
-    np.testing.assert_allclose(gray_to_y(gray), rgb_to_ycbcr(np.stack([gray] * 3))[0], atol=1e-12)
-    np.testing.assert_allclose(y_to_gray(gray_to_y(gray)), gray, atol=1e-12)
+    ycbcr = rgb_to_ycbcr(np.stack([gray] * 3))
+
+    assert np.array_equal(ycbcr[0], gray_to_y(gray))
+    assert not ycbcr[1:].any()
+    assert np.array_equal(ycbcr_to_rgb(ycbcr), np.stack([y_to_gray(ycbcr[0])] * 3))
+    np.testing.assert_allclose(y_to_gray(ycbcr[0]), gray, atol=8 * np.finfo(dtype).eps)
 
 
 def test_one_code_value_off_everywhere_is_48_13_db() -> None:

@@ -173,9 +173,9 @@ def test_a_damaged_alias_is_told_with_its_remedy(registry: Registry) -> None:
 
 def test_the_smoke_test_tells_a_wrong_network_from_a_right_one_in_any_precision() -> None:
     data = make_weights(1)
-    recorded = smoke.record(Upscaler(data, device="cpu"))
+    recorded = smoke.record(Upscaler(data, device="cpu", precision="fp32"))
 
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "auto"):
         smoke.check(Upscaler(data, device="cpu", precision=precision), recorded)
     torch.manual_seed(0)
     other = Upscaler(checkpoint.to_bytes(VDSR(), version="random"), device="cpu")
@@ -183,3 +183,8 @@ def test_the_smoke_test_tells_a_wrong_network_from_a_right_one_in_any_precision(
         smoke.check(other, recorded)
     with pytest.raises(CheckpointError, match="damaged"):
         smoke.check(other, recorded[:-8])
+
+
+def test_what_rounds_records_no_smoke_test() -> None:
+    with pytest.raises(ValueError, match="precision='fp32'"):
+        smoke.record(Upscaler(make_weights(1), device="cpu", precision="bf16", engine="torch"))
