@@ -13,7 +13,7 @@ public:
     static constexpr size_t PIXEL_BYTES = CHANNELS * sizeof(float);
     static constexpr size_t ROW_BYTES = (MARGIN + WIDTH) * PIXEL_BYTES;
     struct Desk {
-        std::unique_ptr<Batch> batch{new Batch};
+        std::unique_ptr<Batch, Free> batch = structure<Batch>();
     };
     struct Hands {
         Batch& batch;

@@ -44,6 +44,12 @@ inline Floats floats(size_t count) {
     return Floats(static_cast<float*>(p));
 }
 
+// A structure of numbers, uninitialised, in the same way.
+template <class T>
+std::unique_ptr<T, Free> structure() {
+    return std::unique_ptr<T, Free>(reinterpret_cast<T*>(floats(sizeof(T) / sizeof(float)).release()));
+}
+
 // Waits for another thread. That is microseconds or a few milliseconds, for which a sleep would cost more; but if the
 // other has lost its processor to somebody else, who waits must not keep one busy.
 template <class Done>

@@ -32,9 +32,9 @@ struct Scratch {
 };
 
 Scratch& scratch() {  // kept by the thread: the caller's stays warm from layer to layer
-    static thread_local Floats own;
-    if (!own) own = floats(sizeof(Scratch) / sizeof(float));
-    return *reinterpret_cast<Scratch*>(own.get());
+    static thread_local std::unique_ptr<Scratch, Free> own;
+    if (!own) own = structure<Scratch>();
+    return *own;
 }
 
 // Calls tile(index in its batch, its top, its left) for each tile, and then batch(how many tiles) for each batch.
