@@ -6,6 +6,8 @@ lower.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,16 @@ def rgb_to_ycbcr(rgb: NDArray[np.floating]) -> NDArray[np.floating]:
     result = result.reshape(rgb.shape)
     result[0] += gray_to_y(green)
     return result
+
+
+def rgb_to_y(rgb: NDArray[Any], *, peak: float = 1) -> NDArray[np.floating]:
+    """(3, H, W) RGB in [0, peak] to the first plane of `rgb_to_ycbcr`; integers to float64."""
+    red, green, blue = (RGB_TO_YCBCR[0] / (255 * peak)).tolist()
+    y: NDArray[np.floating] = rgb[0] * red
+    y += rgb[1] * green
+    y += rgb[2] * blue
+    y += 16 / 255
+    return y
 
 
 def ycbcr_to_rgb(ycbcr: NDArray[np.floating]) -> NDArray[np.floating]:

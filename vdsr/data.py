@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vdsr.color import gray_to_y, rgb_to_ycbcr
+from vdsr.color import gray_to_y, rgb_to_y
 from vdsr.errors import ImageUnreadable, TooLittleData
 from vdsr.resize import bicubic
 
@@ -68,7 +68,7 @@ def read_luma(data: bytes, *, max_pixels: int) -> NDArray[np.float32]:
         raise ImageUnreadable(f"no image of {', '.join(FORMATS)}") from exc
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as exc:  # Pillow's ways to say no
         raise ImageUnreadable(str(exc) or type(exc).__name__) from exc
-    y = gray_to_y(pixels) if pixels.ndim == 2 else rgb_to_ycbcr(pixels.transpose(2, 0, 1))[0]
+    y = gray_to_y(pixels) if pixels.ndim == 2 else rgb_to_y(pixels.transpose(2, 0, 1))
     return y.astype(np.float32, copy=False)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdsr.banded import BLOCK
-from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray
+from vdsr.color import gray_to_y, rgb_to_y, y_to_gray
 from vdsr.metrics import psnr_y, ssim
 from vdsr.resize import bicubic, plan_bicubic
 
@@ -201,7 +201,7 @@ def luminance(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         if color_channels(pixels) == 1:
             y[start : start + BLOCK] = code_values((band if band.ndim == 2 else band[..., 0]) / peak)
         else:
-            y[start : start + BLOCK] = code_values(rgb_to_ycbcr(band[..., :3].transpose(2, 0, 1) / peak)[0])
+            y[start : start + BLOCK] = code_values(rgb_to_y(band[..., :3].transpose(2, 0, 1), peak=peak))
     return y
 
 

@@ -289,14 +289,16 @@ class _Interpolated:
             planes, first = self._source(start, start + len(y))
             chroma = self._plan.rows(planes[1:], start, start + len(y), first)[..., columns]
             result = ycbcr_to_rgb(np.concatenate([y[None], chroma]))
-        code_values = np.clip(np.round(result * self._peak), 0, self._peak)
-        out[start : start + len(y), columns] = code_values.transpose(1, 2, 0).astype(out.dtype)
+        result *= self._peak
+        code_values = np.clip(np.rint(result, out=result), 0, self._peak, out=result).astype(out.dtype)
+        for channel, plane in enumerate(code_values):  # many times as fast as all together
+            out[start : start + len(y), columns, channel] = plane
 
     def _source(self, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
         """(C, h, W), the rows that rows start..stop are made of, and the first of them."""
         if self._rows != (start, stop):  # for chroma, the same as for luminance if the image is one band
             first, last = self._plan.source_rows(start, stop)
-            planes = self._samples[first:last].transpose(2, 0, 1).astype(np.float32) / self._peak
+            planes = self._samples[first:last].transpose(2, 0, 1).astype(np.float32, order="C") / self._peak
             self._planes = gray_to_y(planes) if self._gray else rgb_to_ycbcr(planes), first
             self._rows = (start, stop)
         return self._planes

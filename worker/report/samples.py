@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdsr.color import rgb_to_ycbcr
+from vdsr.color import rgb_to_y
 from vdsr.errors import ImageError, ImageUnsupported
 from vdsr.resize import plan_bicubic
 from worker.errors import StorageError, StorageUnavailable
@@ -75,7 +75,7 @@ def sample(row: Outcome, job: Job, settings: Settings, *, source: Storage, targe
 
 def most_detailed(pixels: NDArray[np.uint8], side: int) -> tuple[int, int]:
     """Top and left of the square, or what of it fits, with the largest sum of differences between neighbours."""
-    y = rgb_to_ycbcr(pixels.transpose(2, 0, 1).astype(np.float32) / 255)[0]
+    y = rgb_to_y(pixels.transpose(2, 0, 1), peak=255)
     detail = np.zeros_like(y)
     detail[:, 1:] += np.abs(np.diff(y, axis=1))
     detail[1:] += np.abs(np.diff(y, axis=0))
