@@ -17,6 +17,11 @@ BAND = 64
 """Rows, an even number."""
 
 
+def is_opaque(pixels: NDArray[Any]) -> bool:
+    """Whether an array is gray or RGB, (H, W) or (H, W, 3), without alpha."""
+    return pixels.ndim == 2 or pixels.shape[2] == 3
+
+
 def bled(samples: NDArray[Any]) -> NDArray[Any]:
     """The same picture with colour under its fully transparent pixels; all others keep theirs.
 

@@ -77,29 +77,21 @@ def score_degraded(
     Raises:
         NotComparable: too small to be shrunk and shaved.
     """
-    degraded = _Degraded(pixels, scale)
-    return degraded.compare(upscaler.sharpen(degraded.y, on_tile=on_tile), with_ssim)
+    degraded = Degraded(pixels, scale)
+    return degraded.compare(upscaler.sharpen(degraded.y, on_tile=on_tile), with_ssim=with_ssim)
 
 
-def score_degraded_alike(
-    upscaler: Upscaler,
-    images: Sequence[NDArray[Any]],
-    scale: float,
-    *,
-    with_ssim: bool = True,
-    on_tile: Callable[[], None] | None = None,
-) -> list[Comparison]:
-    """As `score_degraded` for each of some small pictures of one shape; where the device gains by it, in one pass."""
-    degraded = [_Degraded(pixels, scale) for pixels in images]
-    planes = np.stack([each.y for each in degraded]).astype(np.float32)
-    restored = upscaler.sharpen_alike(planes, on_tile=on_tile)
-    return [each.compare(y, with_ssim) for each, y in zip(degraded, restored, strict=True)]
-
-
-class _Degraded:
+class Degraded:
     """A picture that was shrunk by `scale` and enlarged by bicubic interpolation."""
 
     def __init__(self, pixels: NDArray[Any], scale: float) -> None:
+        """
+        Args:
+            pixels: (H, W) or (H, W, C) uint8 or uint16; alpha is left out.
+
+        Raises:
+            NotComparable: too small to be shrunk and shaved.
+        """
         self._scale, self._gray = scale, color_channels(pixels) == 1
         self._hr = _cropped(luminance(pixels), scale)
         if min(self._hr.shape) < 2 * math.ceil(scale) + 1:
@@ -107,10 +99,11 @@ class _Degraded:
         height, width = self._hr.shape
         small = bicubic(self._hr.astype(np.float64), scale=1 / scale)
         self._up = bicubic(small, scale=scale)[:height, :width] / 255
-        self.y = gray_to_y(self._up) if self._gray else self._up
-        """What the network restores."""
+        self.y = (gray_to_y(self._up) if self._gray else self._up).astype(np.float32)
+        """(H, W) luminance, what the network restores."""
 
-    def compare(self, restored: NDArray[np.float32], with_ssim: bool) -> Comparison:
+    def compare(self, restored: NDArray[np.float32], *, with_ssim: bool) -> Comparison:
+        """What the network made of `y`, and `y` itself, against the picture."""
         sr = y_to_gray(restored) if self._gray else restored
         return _compare(code_values(self._up), code_values(sr), self._hr, self._scale, with_ssim)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdsr import checkpoint
-from vdsr.alpha import bled
+from vdsr.alpha import bled, is_opaque
 from vdsr.banded import BLOCK
 from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
 from vdsr.device import choose_device
@@ -133,30 +133,6 @@ class Upscaler:
             result.info["icc_profile"] = profile  # Pillow's save writes it
         return result
 
-    def upscale_alike(
-        self, images: Sequence[NDArray[Any]], scale: float = 2, *, on_tile: Callable[[], None] | None = None
-    ) -> list[NDArray[Any]]:
-        """As `upscale` for each of some small arrays of one shape; where the device gains by it, in one pass.
-
-        Raises:
-            ValueError: as `upscale`, or shapes that differ.
-        """
-        if len({(image.shape, image.dtype) for image in images}) > 1:
-            raise ValueError(f"shapes are {[image.shape for image in images]}; give arrays of one shape and dtype")
-        opaque = images[0].ndim == 2 or images[0].shape[2] == 3
-        if not (opaque and isinstance(self.engine, Batching)) or self.self_ensemble:
-            return [self._upscale_array(image, scale, on_tile) for image in images]
-        _check(images[0], scale)
-        plan = plan_bicubic(images[0].shape[:2], scale=scale)
-        pictures = [_Interpolated(image if image.ndim == 3 else image[..., None], plan) for image in images]
-        planes = np.stack([picture.luminance(0, plan.size[0]) for picture in pictures]).astype(np.float32, copy=False)
-        results = []
-        for image, picture, y in zip(images, pictures, self.sharpen_alike(planes, on_tile=on_tile), strict=True):
-            out = np.empty((*plan.size, *image.shape[2:]), image.dtype)
-            picture.write(y, 0, slice(None), out if out.ndim == 3 else out[..., None])
-            results.append(out)
-        return results
-
     def sharpen(self, y: NDArray[np.floating], *, on_tile: Callable[[], None] | None = None) -> NDArray[np.float32]:
         """Luminance at its target size after bicubic, with the residual added: the network over a whole plane.
 
@@ -260,6 +236,37 @@ class Upscaler:
             return total * np.float32(1 / 8)
 
         return Bands(mean, height, ENSEMBLE_BAND, self._field)
+
+
+class SmallPicture:
+    """An opaque picture of up to BAND_PIXELS around the network: interpolated before it, finished behind it.
+
+    `finish` of what `Upscaler.sharpen` or `sharpen_alike` makes of `y` gives the bits of `Upscaler.upscale`. Other
+    threads may do both, while the network computes other planes.
+    """
+
+    def __init__(self, pixels: NDArray[Any], scale: float) -> None:
+        """
+        Args:
+            pixels: (H, W) or (H, W, 3) uint8 or uint16.
+
+        Raises:
+            ValueError: another shape or dtype, or a scale below 1.
+        """
+        _check(pixels, scale)
+        if not is_opaque(pixels):
+            raise ValueError(f"shape is {pixels.shape}; give (H, W) or (H, W, 3), without alpha")
+        plan = plan_bicubic(pixels.shape[:2], scale=scale)
+        self._picture = _Interpolated(pixels if pixels.ndim == 3 else pixels[..., None], plan)
+        self._shape, self._dtype = (*plan.size, *pixels.shape[2:]), pixels.dtype
+        self.y: Plane = np.ascontiguousarray(self._picture.luminance(0, plan.size[0]), np.float32)
+        """Luminance of the new size."""
+
+    def finish(self, sharpened: Plane) -> NDArray[Any]:
+        """The picture, of luminance to which the residual was added."""
+        out = np.empty(self._shape, self._dtype)
+        self._picture.write(sharpened, 0, slice(None), out if out.ndim == 3 else out[..., None])
+        return out
 
 
 class _Interpolated:

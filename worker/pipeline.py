@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from vdsr.alpha import is_opaque
 from vdsr.device import DeviceError
 from vdsr.errors import CheckpointError, FileTooLarge, ImageError, VdsrError
 from vdsr.evaluate import Comparison, NotComparable, check_sizes, score_reference
@@ -40,13 +42,15 @@ from worker.jobs import Image, Job, Outcome
 from worker.memory import Admission, Turn, budget_bytes, file_bytes, needed_bytes
 from worker.metadata import reduced
 from worker.patience import Patience
+from worker.scoring import SelfDegradation
 from worker.settings import Settings
 from worker.sizing import large_enough, most_scale, scale_for
 from worker.storage import Storage
 from worker.tracing import NOTHING, Trace
 
 if TYPE_CHECKING:
-    from vdsr.upscale import Upscaler
+    from vdsr.engine import Plane
+    from vdsr.upscale import SmallPicture, Upscaler
 
 AHEAD = 16
 """Images that may be read ahead of the one being upscaled, and written behind it: enough to hide S3's latency behind
@@ -56,7 +60,8 @@ TOGETHER = 8
 LOADERS, STORERS = 4, 4
 """Threads."""
 TOGETHER_SAMPLES = 1 << 18
-"""Images that become at most so large, in samples, go through the network together where they have one shape."""
+"""Images that become at most so large, in samples, go through the network together where they have one shape. What they
+need before it is done where they are loaded, and what is left where they are stored."""
 
 LARGE_ENOUGH = "large_enough"
 """Code of what is skipped because it would not become larger."""
@@ -96,8 +101,15 @@ class Work:
     """Of its output: what it is made of, and the job's id."""
     notes: tuple[str, ...] = ()
     """Of `upscale`, beside those of the picture."""
+    small: SmallPicture | None = None
+    """After `load`, of a small picture, which shares its passes of the network with others."""
+    degraded: SelfDegradation | None = None
+    """So too, if it is scored by that."""
+    sharpened: Plane | None = None
+    restored: Plane | None = None
+    """After `upscale`: what the network made of these two."""
     pixels: NDArray[Any] | None = None
-    """After `upscale`."""
+    """After `upscale`, of any other."""
     psnr: dict[str, Any] | None = None
     trace: Trace = NOTHING
 
@@ -190,9 +202,9 @@ class Pipeline:
         self, loaded: Sequence[Loading], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
     ) -> Iterator[Storing]:
         """Take loaded images through the device, and hand them to a writing thread."""
-        if len(loaded) > 1:
+        if _shapes(loaded[0][2]):
             with _blamed(loaded[0][0]):  # suspects are tried alone, and so it is cleared
-                self._upscale_together([load.result() for _, _, load in loaded], on_tile)
+                self._sharpen_together([load.result() for _, _, load in loaded], on_tile)
         for number, image, load in loaded:
             with _blamed(number):
                 store = self._storing(image, load, storers, on_tile)
@@ -245,6 +257,8 @@ class Pipeline:
             notes = (*work.picture.notes, *left_out(pixels, extras, work.format))
             work.picture = replace(work.picture, extras=extras, notes=notes)
             check_output(pixels, scaled_size(size, scale), work.format, max_pixels=self.settings.max_output_pixels)
+            if pixels.size * scale**2 <= TOGETHER_SAMPLES and is_opaque(pixels):
+                self._interpolate(work, pixels)
         except BaseException as exc:
             turn.leave()
             work.trace.end("failed", exc)
@@ -256,28 +270,29 @@ class Pipeline:
     def upscale(self, work: Work, on_tile: Callable[[], None]) -> None:
         """Bicubic and network, also for the picture's own PSNR: what needs the device, and nothing else."""
         assert work.picture is not None
-        before = self.upscaler.network_s
-        redone = self.upscaler.redone
-        if work.pixels is None:
+        with self._computing([work]):
             with work.stage("upscale"):
                 work.pixels = self.upscaler.upscale(work.picture.pixels, work.scale, on_tile=on_tile)
-        if self._degrades and work.psnr is None:
-            with work.stage("score"):
-                sources = [work.picture.pixels]
-                (work.psnr,) = scoring.self_degradation(self.upscaler, sources, work.scale, on_tile)
-        work.seconds["network"] = round(work.seconds.get("network", 0) + self.upscaler.network_s - before, 4)
-        if again := self.upscaler.redone - redone:
-            work.notes += (f"{again} tiles overflowed in bf16 and were computed in fp32",)
+            if self._degrades:
+                with work.stage("score"):
+                    degraded = SelfDegradation(work.picture.pixels, work.scale)
+                    restored = None if degraded.y is None else self.upscaler.sharpen(degraded.y, on_tile=on_tile)
+                    work.psnr = degraded.figures(restored)
 
     def store(self, work: Work) -> Outcome:
         """Compare with the source and the reference, encode and write; the finished outcome."""
         assert work.picture is not None
-        assert work.pixels is not None
         assert work.turn is not None
         try:
+            if work.small is not None and work.sharpened is not None:
+                with work.stage("upscale"):
+                    work.pixels = work.small.finish(work.sharpened)
+            assert work.pixels is not None
             height, width = work.pixels.shape[:2]
             if self.job.options.score:
                 with self._scoring, work.stage("score"):
+                    if work.degraded is not None:
+                        work.psnr = work.degraded.figures(work.restored)
                     figures = work.psnr or self._score_reference(work)
                     consistency = scoring.consistency(work.pixels, work.picture.pixels, work.scale)
                     work.psnr = {**figures, "lr_consistency": consistency}
@@ -343,24 +358,41 @@ class Pipeline:
         work.seconds["decode"] = round(work.seconds["decode"] - (work.seconds["wait"] - waited), 4)
         return picture
 
-    def _upscale_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
-        """Small images of one size, in one pass of the network; each is told its share of the time."""
-        before, redone = self.upscaler.network_s, self.upscaler.redone
-        pixels = [work.picture.pixels for work in works if work.picture is not None]
-        scale = works[0].scale
-        with _shared(works, "upscale"):
-            for work, result in zip(works, self.upscaler.upscale_alike(pixels, scale, on_tile=on_tile), strict=True):
-                work.pixels = result
+    def _interpolate(self, work: Work, pixels: NDArray[Any]) -> None:
+        """All that a small picture needs before the network."""
+        from vdsr.upscale import SmallPicture  # here: Celery's own process loads this module, and no torch
+
+        with work.stage("upscale"):
+            work.small = SmallPicture(pixels, work.scale)
         if self._degrades:
-            with _shared(works, "score"):
-                figures = scoring.self_degradation(self.upscaler, pixels, scale, on_tile)
-                for work, psnr in zip(works, figures, strict=True):
-                    work.psnr = psnr
+            with work.stage("score"):
+                work.degraded = SelfDegradation(pixels, work.scale)
+
+    def _sharpen_together(self, works: Sequence[Work], on_tile: Callable[[], None]) -> None:
+        """Small pictures of one size, in one pass of the network; each is told its share of the time."""
+        with self._computing(works):
+            with _shared(works, "upscale"):
+                planes = [work.small.y for work in works if work.small]
+                for work, plane in zip(works, self._sharpened(planes, on_tile), strict=True):
+                    work.sharpened = plane
+            if planes := [work.degraded.y for work in works if work.degraded and work.degraded.y is not None]:
+                with _shared(works, "score"):
+                    for work, plane in zip(works, self._sharpened(planes, on_tile), strict=True):
+                        work.restored = plane
+
+    def _sharpened(self, planes: Sequence[Plane], on_tile: Callable[[], None]) -> NDArray[np.float32]:
+        return self.upscaler.sharpen_alike(np.stack(planes), on_tile=on_tile)
+
+    @contextmanager
+    def _computing(self, works: Sequence[Work]) -> Iterator[None]:
+        """Tell each its share of the network's time, and what was computed again."""
+        before, redone = self.upscaler.network_s, self.upscaler.redone
+        yield
         for work in works:
-            work.seconds["network"] = (self.upscaler.network_s - before) / len(works)
-            if again := self.upscaler.redone - redone:  # nobody knows of which of them
-                note = f"{again} tiles of {len(works)} images computed together overflowed in bf16; redone in fp32"
-                work.notes += (note,)
+            work.seconds["network"] = round((self.upscaler.network_s - before) / len(works), 4)
+            if again := self.upscaler.redone - redone:
+                which = "" if len(works) == 1 else f" of {len(works)} images computed together"  # nobody knows of which
+                work.notes += (f"{again} tiles{which} overflowed in bf16 and were computed in fp32",)
 
     def _storing(
         self, image: Image, load: Future[Work], storers: ThreadPoolExecutor, on_tile: Callable[[], None]
@@ -371,7 +403,8 @@ class Pipeline:
             work = load.result()
             if work.picture is None:
                 return _settled(_skipped(image, self.job.options.overwrite, work.skipped))
-            self.upscale(work, on_tile)
+            if work.small is None:
+                self.upscale(work, on_tile)
         except BaseException as exc:
             if work and work.turn:
                 work.turn.leave()
@@ -430,7 +463,7 @@ def _shared(works: Sequence[Work], stage: str) -> Iterator[None]:
     yield
     for work in works:
         work.trace.shared(stage, began_ns, time.time_ns())
-        work.seconds[stage] = round((time.perf_counter() - began) / len(works), 4)
+        work.seconds[stage] = round(work.seconds.get(stage, 0) + (time.perf_counter() - began) / len(works), 4)
 
 
 def failure(image: Image, code: str, message: str) -> Outcome:
@@ -439,23 +472,21 @@ def failure(image: Image, code: str, message: str) -> Outcome:
 
 
 def _alike(loading: deque[Loading]) -> list[Loading]:
-    """Takes the next image, and with a small one those after it that are loaded already and have its very shape."""
+    """Takes the next image; with a small one, those after it that are loaded already and make planes of one shape."""
     taken = [loading.popleft()]
-    wanted = _small(taken[0][2])
-    while wanted and loading and len(taken) < TOGETHER and loading[0][2].done() and _small(loading[0][2]) == wanted:
+    wanted = _shapes(taken[0][2])
+    while wanted and loading and len(taken) < TOGETHER and loading[0][2].done() and _shapes(loading[0][2]) == wanted:
         taken.append(loading.popleft())
     return taken
 
 
-def _small(load: Future[Work]) -> tuple[Any, ...] | None:
-    """Shape and dtype of a small image; waits until it is loaded."""
+def _shapes(load: Future[Work]) -> list[tuple[int, ...]]:
+    """Of the planes that a small picture gives the network, none of another's; waits until it is loaded."""
     if load.exception() is not None:
-        return None
+        return []
     work = load.result()
-    picture = work.picture
-    if picture is None or picture.pixels.size * work.scale**2 > TOGETHER_SAMPLES:
-        return None
-    return picture.pixels.shape, picture.pixels.dtype
+    planes = (each.y for each in (work.small, work.degraded) if each)
+    return [plane.shape for plane in planes if plane is not None]
 
 
 def _skipped(image: Image, overwrite: str, large: str) -> Outcome:

@@ -6,16 +6,16 @@ Numbers as JSON holds them: infinity is "inf".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from vdsr.banded import BLOCK
-from vdsr.evaluate import Comparison, NotComparable, lr_consistency, score_degraded_alike
+from vdsr.evaluate import Comparison, Degraded, NotComparable, lr_consistency
 
 if TYPE_CHECKING:
-    from vdsr.upscale import Upscaler
+    from vdsr.engine import Plane
 
 Figures = dict[str, Any]
 MOST_BAND = 1 << 24
@@ -24,16 +24,26 @@ SCORED_PIXELS = 1_000_000
 """Self-degradation looks at a centre crop of at most this size, so that it costs a few per cent of a photograph."""
 
 
-def self_degradation(
-    upscaler: Upscaler, images: Sequence[NDArray[Any]], scale: float, on_tile: Callable[[], None]
-) -> list[Figures]:
-    """Of sources of one shape: each is shrunk, and restored by the network and by bicubic interpolation."""
-    centres = [_centre(pixels) for pixels in images]
-    try:
-        results = score_degraded_alike(upscaler, centres, scale, with_ssim=False, on_tile=on_tile)
-        return [_figures("self-degradation", result) for result in results]
-    except NotComparable as exc:  # their shape is one
-        return [_no_figures("self-degradation", exc) for _ in images]
+class SelfDegradation:
+    """A source that is shrunk, to be restored by the network and by bicubic interpolation."""
+
+    def __init__(self, pixels: NDArray[Any], scale: float) -> None:
+        self._degraded: Degraded | None = None
+        try:
+            self._degraded = Degraded(_centre(pixels), scale)
+        except NotComparable as exc:
+            self._reason = str(exc)
+
+    @property
+    def y(self) -> Plane | None:
+        """What the network is to restore; None where there is nothing to compare."""
+        return self._degraded.y if self._degraded else None
+
+    def figures(self, restored: Plane | None) -> Figures:
+        """Of what the network made of `y`."""
+        if self._degraded is None or restored is None:
+            return _no_figures("self-degradation", self._reason)
+        return _figures("self-degradation", self._degraded.compare(restored, with_ssim=False))
 
 
 def reference(score: Callable[[], Comparison]) -> Figures:
@@ -41,7 +51,7 @@ def reference(score: Callable[[], Comparison]) -> Figures:
     try:
         return _figures("reference", score())
     except NotComparable as exc:
-        return _no_figures("reference", exc)
+        return _no_figures("reference", str(exc))
 
 
 def consistency(output: NDArray[Any], source: NDArray[Any], scale: float) -> float | str | None:
@@ -72,8 +82,8 @@ def _figures(kind: str, result: Comparison) -> Figures:
     return figures
 
 
-def _no_figures(kind: str, reason: NotComparable) -> Figures:
-    return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": str(reason)}
+def _no_figures(kind: str, reason: str) -> Figures:
+    return {"kind": kind, "bicubic": None, "vdsr": None, "gain": None, "reason": reason}
 
 
 def _number(value: float) -> float | str:

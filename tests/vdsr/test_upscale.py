@@ -17,6 +17,7 @@ from vdsr.device import DeviceError
 from vdsr.errors import ImageEmpty, ImageTruncated, ImageUnreadable, ImageUnsupported, Interrupted
 from vdsr.model import VDSR
 from vdsr.resize import bicubic
+from vdsr.upscale import SmallPicture
 
 RNG = np.random.default_rng(3)
 
@@ -308,11 +309,32 @@ def test_the_shipped_weights_beat_bicubic_on_a_real_photograph() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3), (41, 33, 4)])
 def test_small_pictures_that_go_through_together_score_as_each_alone(shape: tuple[int, ...]) -> None:
-    from vdsr.evaluate import score_degraded, score_degraded_alike
+    from vdsr.evaluate import Degraded, score_degraded
 
     upscaler = Upscaler(device="cpu")
     images = [np.random.default_rng(n).integers(0, 256, shape, np.uint8) for n in range(3)]
 
-    together = score_degraded_alike(upscaler, images, 2, with_ssim=False)
+    degraded = [Degraded(image, 2) for image in images]
+    restored = upscaler.sharpen_alike(np.stack([each.y for each in degraded]))
+    together = [each.compare(y, with_ssim=False) for each, y in zip(degraded, restored, strict=True)]
 
     assert together == [score_degraded(upscaler, image, 2, with_ssim=False) for image in images]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 2.37])
+@pytest.mark.parametrize(("shape", "dtype"), [((40, 51), np.uint8), ((40, 51, 3), np.uint8), ((9, 90, 3), np.uint16)])
+def test_small_pictures_that_go_through_together_come_out_as_each_alone(
+    upscaler: Upscaler, shape: tuple[int, ...], dtype: type[np.integer], scale: float
+) -> None:
+    images = [np.random.default_rng(n).integers(0, np.iinfo(dtype).max, shape, dtype) for n in range(3)]
+
+    small = [SmallPicture(image, scale) for image in images]
+    sharpened = upscaler.sharpen_alike(np.stack([each.y for each in small]))
+
+    for image, each, y in zip(images, small, sharpened, strict=True):
+        assert np.array_equal(each.finish(y), upscaler.upscale(image, scale))
+
+
+def test_a_small_picture_has_no_alpha() -> None:
+    with pytest.raises(ValueError, match="without alpha"):
+        SmallPicture(np.zeros((4, 4, 4), np.uint8), 2)

@@ -21,7 +21,7 @@ from vdsr import Upscaler
 from vdsr.errors import CheckpointError
 from worker.jobs import Image as JobImage
 from worker.memory import Admission
-from worker.pipeline import ImageCrashed, Pipeline, Work
+from worker.pipeline import ImageCrashed, Pipeline
 from worker.uris import open_storage
 
 RNG = np.random.default_rng(3)
@@ -46,13 +46,13 @@ def names(folder: Path) -> list[str]:
 def counted(line: Pipeline) -> list[int]:
     """How many images go through the network at a time, as the line comes to run."""
     together: list[int] = []
-    alike: Callable[..., list[np.ndarray]] = line.upscaler.upscale_alike
+    alike: Callable[..., np.ndarray] = line.upscaler.sharpen_alike
 
-    def upscale_alike(images: list[np.ndarray], *arguments: object, **more: object) -> list[np.ndarray]:
-        together.append(len(images))
-        return alike(images, *arguments, **more)
+    def sharpen_alike(planes: np.ndarray, *arguments: object, **more: object) -> np.ndarray:
+        together.append(len(planes))
+        return alike(planes, *arguments, **more)
 
-    line.upscaler.upscale_alike = upscale_alike  # type: ignore[method-assign]
+    line.upscaler.sharpen_alike = sharpen_alike  # type: ignore[method-assign]
     return together
 
 
@@ -64,7 +64,7 @@ def test_small_images_of_one_size_go_through_together_and_come_out_as_alone(
     together = counted(line)
     load = Pipeline.load
     monkeypatch.setattr("worker.pipeline.LOADERS", 1)  # one after the other: all but the first are loaded meanwhile
-    upscale = line.upscaler.upscale
+    sharpen = line.upscaler.sharpen_alike
     loaded: list[object] = []
 
     def loading(self: Pipeline, *arguments: object) -> object:
@@ -74,15 +74,15 @@ def test_small_images_of_one_size_go_through_together_and_come_out_as_alone(
     def patient(*arguments: object, **more: object) -> object:
         while len(loaded) < len(names(folder)):
             pass
-        return upscale(*arguments, **more)  # type: ignore[call-overload]
+        return sharpen(*arguments, **more)
 
     monkeypatch.setattr(Pipeline, "load", loading)
-    monkeypatch.setattr(line.upscaler, "upscale", patient)
+    monkeypatch.setattr(line.upscaler, "sharpen_alike", patient)
 
     rows = run_line(line, names(folder))
 
     assert [row.outcome for row in rows] == ["done"] * 8 + ["failed"]
-    assert 3 in together
+    assert 4 in together  # gray goes with colour
     alone = Upscaler(device="cpu", engine=engine)
     for row in rows[:8]:
         wanted = alone.upscale(np.asarray(Image.open(folder / row.key)), 2)
@@ -97,13 +97,13 @@ def test_the_time_of_the_network_is_told_and_is_part_of_the_rest(folder: Path) -
 
 def test_tiles_that_were_redone_are_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = pipeline(folder, score=False)
-    upscale = line.upscaler.upscale
+    sharpen = line.upscaler.sharpen
 
     def overflowing(*arguments: object, **more: object) -> object:
         line.upscaler.engine.redone += 2
-        return upscale(*arguments, **more)  # type: ignore[call-overload]
+        return sharpen(*arguments, **more)
 
-    monkeypatch.setattr(line.upscaler, "upscale", overflowing)
+    monkeypatch.setattr(line.upscaler, "sharpen", overflowing)
 
     (row,) = run_line(line, ["3.png"])
 
@@ -126,12 +126,10 @@ def test_tiles_that_were_redone_are_noted_of_images_that_went_through_together(f
         for name in ("0.png", "1.png")
     ]
 
-    line._upscale_together(works, lambda: None)
-    for work in works:
-        line.upscale(work, lambda: None)
+    line._sharpen_together(works, lambda: None)
     rows = [line.store(work) for work in works]
 
-    note = "2 tiles of 2 images computed together overflowed in bf16; redone in fp32"
+    note = "2 tiles of 2 images computed together overflowed in bf16 and were computed in fp32"
     assert [row.notes for row in rows] == [(note,), (note,)]
 
 
@@ -141,7 +139,7 @@ def test_broken_weights_are_no_images_fault(folder: Path, monkeypatch: pytest.Mo
     def broken(*arguments: object, **more: object) -> None:
         raise CheckpointError("infinite")
 
-    monkeypatch.setattr(line.upscaler, "upscale", broken)
+    monkeypatch.setattr(line.upscaler, "sharpen", broken)
 
     with pytest.raises(CheckpointError):
         run_line(line, ["3.png"])
@@ -153,8 +151,7 @@ def test_a_fault_met_together_is_told_as_the_firsts(folder: Path, monkeypatch: p
     def broken(*arguments: object, **more: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(line.upscaler, "upscale_alike", broken)
-    monkeypatch.setattr(line.upscaler, "upscale", broken)
+    monkeypatch.setattr(line.upscaler, "sharpen_alike", broken)
 
     with pytest.raises(ImageCrashed) as caught:
         run_line(line, names(folder))
@@ -300,21 +297,21 @@ def test_the_device_waits_for_no_reference(tmp_path: Path, monkeypatch: pytest.M
         larger = io.BytesIO()
         Image.fromarray(line.upscaler.upscale(np.asarray(Image.open(photos / name)), 2)).save(larger, "PNG")
         truths.write(name, larger.getvalue())
-    all_computed, upscale, read = threading.Event(), line.upscale, truths.read
-    computed: list[str] = []
+    all_computed, sharpen, read = threading.Event(), line.upscaler.sharpen, truths.read
+    computed: list[np.ndarray] = []
     in_time: list[bool] = []
 
-    def watched(work: Work, on_tile: Callable[[], None]) -> None:
-        upscale(work, on_tile)
-        computed.append(work.image.key)
+    def watched(plane: np.ndarray, **more: Callable[[], None]) -> np.ndarray:
+        computed.append(sharpen(plane, **more))
         if len(computed) == 4:
             all_computed.set()
+        return computed[-1]
 
     def late(key: str, *, max_bytes: int) -> bytes:
         in_time.append(all_computed.wait(30))
         return read(key, max_bytes=max_bytes)
 
-    monkeypatch.setattr(line, "upscale", watched)
+    monkeypatch.setattr(line.upscaler, "sharpen", watched)
     monkeypatch.setattr(truths, "read", late)
     rows = run_line(line, names(photos))
 
