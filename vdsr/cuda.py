@@ -1,7 +1,8 @@
 """How does a card compute stacks of tiles? By one CUDA graph a shape, while the next stack travels.
 
 Three streams: to the card, computing, and back. A stack's luminance goes through pinned memory of a `_Slot`; there are
-two, so that the processor fills one while the card works on the other.
+two, so that the processor fills one while the card works on the other. Whole pictures (`vdsr.on_card`) travel as bytes,
+through pinned memory that torch's allocator gives and takes back when the stream has done with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MOST_PIXELS = 8 << 20
 """That a stack reads: larger ones only make the caller wait longer."""
 BYTES_A_PIXEL = 64 * (4 + 4 + 2 + 2)
 """Of the first layers: fp32 written, with its ReLU in place, cast, the next layer's; and a margin for workspaces."""
+PICTURE_BYTES_A_PIXEL = 112
+"""Of three areas of a picture under way, in float and in bytes; 97 at most (`tests/vdsr/test_on_card.py` counts)."""
 SHARE = 0.4
 """Of the memory that is free at first: others use the card too, and an estimate is an estimate."""
 GRAPHS = 8
@@ -40,7 +43,7 @@ GRAPHS = 8
 
 def first_budget(tile: int, halo: int, free_bytes: int) -> Budget:
     """How much to compute at a time on a card with so much free memory."""
-    pixels = min(MOST_PIXELS, int(free_bytes * SHARE) // BYTES_A_PIXEL)
+    pixels = min(MOST_PIXELS, int(free_bytes * SHARE) // (BYTES_A_PIXEL + PICTURE_BYTES_A_PIXEL))
     tile = tile or TILE
     while tile > SMALLEST and (tile + 2 * halo) ** 2 > pixels:
         tile = max(SMALLEST, tile // 2)

@@ -50,7 +50,7 @@ def can_be_trusted(engine: TorchEngine) -> bool:
 def trial_pictures() -> tuple[NDArray[Any], ...]:
     """(H, W, C): colour of 8 bits and gray of 16, with edges, noise and all of the range; the same everywhere."""
     y, x = np.mgrid[:61, :90]
-    waves = np.stack([np.sin(x / 9 + y / 17 + turn) for turn in (0, 2, 4)], axis=-1) / 3 + 0.5
+    waves = np.stack([np.sin(x / 9 + y / 17 + turn) for turn in (0, 2, 4)], axis=-1) / 2 + 0.5
     waves += np.where((x // 16 + y // 16) % 2, 0.12, -0.12)[..., None]
     waves += np.random.default_rng(0).normal(0, 0.02, waves.shape)
     clipped = np.clip(waves, 0, 1)
