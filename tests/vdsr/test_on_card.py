@@ -228,7 +228,7 @@ def test_an_area_takes_only_the_rows_and_columns_that_it_is_made_of() -> None:
 
     longest = (40 + 2 * DEPTH) // 2 + 4  # of the source at half the size, and what bicubic reaches beyond
     assert len(device.uploads) > 100
-    assert {max(samples.shape[:2]) for samples in device.uploads} <= {longest, longest - 1, longest - 2}
+    assert max(max(samples.shape[:2]) for samples in device.uploads) <= longest
 
 
 class Live(TorchDispatchMode):
