@@ -134,7 +134,7 @@ def test_a_graph_s_stack_is_copied_before_the_next_overwrites_it(
     imitation: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     static = torch.zeros(1, 1, 20, 30)
-    monkeypatch.setattr(CudaExecutor, "_capture", lambda self, shape: lambda y: static.copy_(y))
+    monkeypatch.setattr(CudaExecutor, "_capture", lambda self, shape: static.copy_)
     executor = CudaExecutor(MODEL.kernels, torch.device("cpu"), torch.float32)
     first, second, third = torch.from_numpy(planes(3, 20, 30))
     executor.begin_there([first], exact=False)()
@@ -333,9 +333,8 @@ def test_many_areas_and_pictures_on_a_card_give_the_same(model: VDSR) -> None:
     expected = pictures_by(large, images)
 
     for _ in range(5):  # what overlaps wrongly may do so once in a while
-        assert all(
-            np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(pictures_by(engine, images), expected, strict=True)
-        )
+        for result, wanted in zip(pictures_by(engine, images), expected, strict=True):
+            assert np.abs(result.astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.gpu

@@ -96,12 +96,11 @@ def test_taps_are_the_blocks_without_their_zeros(length: int, scale: float, most
 
     indices, weights = axis.taps()
     gathered = (column[indices, 0] * weights).sum(axis=0)
+    expected = np.concatenate(list(axis.row_blocks(column, 0, axis.out_len)))[:, 0]
 
     assert indices.shape == weights.shape == (len(indices), axis.out_len)
     assert len(indices) <= most
-    np.testing.assert_allclose(
-        gathered, np.concatenate(list(axis.row_blocks(column, 0, axis.out_len)))[:, 0], atol=1e-15
-    )
+    np.testing.assert_allclose(gathered, expected, atol=1e-15)
     for start, stop in [(0, axis.out_len), (0, 1), (axis.out_len - 1, axis.out_len)]:
         low, high = axis.sources(start, stop)
         assert low <= indices[:, start:stop].min() <= indices[:, start:stop].max() < high
