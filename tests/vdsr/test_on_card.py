@@ -70,13 +70,15 @@ class Device(CpuExecutor):
         super().__init__(MODEL.kernels, torch.float32)
         self._budget = Budget(tile, pixels, DEPTH)
         self.memory: dict[str, int] = {}
-        self.failed = self.relieved = 0
+        self.failed = self.relieved = self.taken = 0
+        self.fail_at: set[int] = set()
         self.begun: list[tuple[int, ...]] = []
         self.uploads: list[np.ndarray] = []
         self.spoil: Callable[[torch.Tensor, bool], torch.Tensor] = lambda stack, exact: stack
 
     def take(self, stage: str, elements: int) -> None:
-        if elements > self.memory.get(stage, 10**9):
+        self.taken += 1
+        if elements > self.memory.get(stage, 10**9) or self.taken in self.fail_at:
             self.failed += 1
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -338,6 +340,60 @@ def test_where_nothing_fits_at_some_stage_the_error_has_the_remedy_and_the_next_
     device.memory.clear()
 
     assert np.array_equal(made(engine, image), in_one_piece(image))
+
+
+def test_memory_that_runs_out_at_any_moment_changes_no_byte(limited: Callable[[Device], TorchEngine]) -> None:
+    images, plan = [picture(45, 50, 3) for _ in range(2)], plan_bicubic((45, 50), scale=2)
+    expected = [in_one_piece(image) for image in images]
+    moments = 1
+
+    while True:
+        device = Device(tile=60, pixels=15_000)
+        device.fail_at = {moments, moments + 3}  # once more while the first is being mended
+        outs = [np.full((90, 100, 3), 77, np.uint8) for _ in images]
+        limited(device).pictures(images, plan, outs, nothing)
+        assert all(np.array_equal(out, wanted) for out, wanted in zip(outs, expected, strict=True))
+        if not device.failed:
+            break
+        moments += 1
+
+    assert moments > 30
+
+
+def test_areas_that_wait_are_cut_before_they_fail_too(limited: Callable[[Device], TorchEngine]) -> None:
+    device, image = Device(tile=100, pixels=0), picture(500, 500, 1)
+    expected = in_one_piece(image)
+    device.memory["coloring"] = 5000
+    engine = limited(device)
+
+    result = made(engine, image)
+
+    assert np.array_equal(result, expected)
+    assert device.failed <= 4  # those that had been begun with the first of a hundred
+    assert engine.tile == 50
+
+
+def test_where_areas_leave_no_room_for_a_tile_all_is_given_up_before_they_are_made_again() -> None:
+    device, image = Device(tile=100, pixels=0), picture(120, 130, 3)
+    device.memory["beside the areas"] = 5000
+    engine, left = on(device), []
+    device.relieve = lambda: left.append(len(engine._under_way))  # type: ignore[method-assign]
+    begin, shrunk = device.begin_there, []
+
+    def begin_there(planes: Sequence[torch.Tensor], *, exact: bool) -> Callable[[], list[torch.Tensor | None]]:
+        if not shrunk and len(device.begun) == 0:
+            device.memory.pop("beside the areas")
+            result = begin(planes, exact=exact)
+            device.memory["beside the areas"] = 5000
+            shrunk.append(1)
+            return result
+        return begin(planes, exact=exact)
+
+    device.begin_there = begin_there  # type: ignore[method-assign]
+
+    assert np.array_equal(made(engine, image), in_one_piece(image))
+    assert left[-1] == 0
+    assert max(left) == 1  # the first stack, while its neighbour was still tried in smaller tiles
 
 
 def test_other_errors_of_a_device_rise_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
