@@ -318,9 +318,9 @@ def test_a_card_makes_the_picture_that_the_host_makes(
         for _ in range(3):  # eager, captured, replayed
             (result,) = pictures_by(engine, [image], scale)
             differ = np.abs(result.astype(np.int64) - expected)
-            assert differ.max() <= (unit if dtype == torch.float32 else 3 * unit)
+            assert differ.max() <= (unit if dtype == torch.float32 else 4 * unit)
             if dtype == torch.float32 and samples == np.uint8:
-                assert np.mean(differ > 0) < 0.001 or differ.size < 1000
+                assert np.mean(differ > 0) < 0.005
 
 
 @pytest.mark.gpu
@@ -360,7 +360,7 @@ def test_a_card_with_little_memory_left_makes_the_same_picture(model: VDSR, mega
 @pytest.mark.gpu
 @needs_card
 def test_a_picture_is_sound_while_another_thread_loads_models(model: VDSR) -> None:
-    engine, images = on_card(model, torch.bfloat16, tile=100), [random_picture(400, 500, 3)]
+    engine, images = on_card(model, torch.bfloat16, tile=100), [photo()]
     expected, loaded = pictures_by(engine, images), []
 
     def load() -> None:
