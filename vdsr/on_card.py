@@ -1,7 +1,7 @@
 """How is a picture made on the card, from its bytes to its bytes? Area by area, three of them at a time.
 
 An area is a row of tiles, or as many neighbours of one as may be computed together. What it is made of travels there as
-it was decoded, an eighth of what luminance in float would take; becomes luminance at its new size; goes through the
+it was decoded, at x2 in 8-bit RGB a fifth of luminance in float; becomes luminance at its new size; goes through the
 network; gets its colour, and travels back while the next area computes. Small pictures of one shape share stacks.
 
 An area is written when all of it has come back, and is made again, in smaller ones, if the memory did not suffice for
