@@ -47,6 +47,22 @@ class Banded:
         used = self.blocks[start // BLOCK : -(-stop // BLOCK)]
         return min(low for low, _ in used), max(low + m.shape[1] for low, m in used)
 
+    def taps(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """For each output the inputs it is made of and their weights, both (taps, out_len).
+
+        There are as many taps as the output with most inputs has; where others have fewer, weights are 0.
+        """
+        most = max(int(np.count_nonzero(matrix, axis=1).max()) for _, matrix in self.blocks)
+        indices = np.empty((most, self.out_len), np.int64)
+        weights = np.zeros((most, self.out_len))
+        for number, (source, matrix) in enumerate(self.blocks):
+            outputs = slice(number * BLOCK, number * BLOCK + len(matrix))
+            first = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most]  # those that are not 0, in their order
+            indices[:, outputs] = source + first[:, :1].T
+            indices[: first.shape[1], outputs] = source + first.T
+            weights[: first.shape[1], outputs] = np.take_along_axis(matrix, first, axis=1).T
+        return np.where(weights == 0, indices[0], indices), weights
+
     def along_columns(self, planes: NDArray[np.floating]) -> NDArray[np.floating]:
         """The map applied along each row: (..., H, in_len) to (..., H, out_len)."""
         out = np.empty((*planes.shape[:-1], self.out_len), planes.dtype)

@@ -1,7 +1,8 @@
 """How does a card compute stacks of tiles? By one CUDA graph a shape, while the next stack travels.
 
 Three streams: to the card, computing, and back. A stack's luminance goes through pinned memory of a `_Slot`; there are
-two, so that the processor fills one while the card works on the other.
+two, so that the processor fills one while the card works on the other. Whole pictures (`vdsr.on_card`) travel as bytes,
+through pinned memory that torch's allocator gives and takes back when the stream has done with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -31,6 +33,8 @@ MOST_PIXELS = 8 << 20
 """That a stack reads: larger ones only make the caller wait longer."""
 BYTES_A_PIXEL = 64 * (4 + 4 + 2 + 2)
 """Of the first layers: fp32 written, with its ReLU in place, cast, the next layer's; and a margin for workspaces."""
+PICTURE_BYTES_A_PIXEL = 112
+"""Of three areas of a picture under way, in float and in bytes; 97 at most (`tests/vdsr/test_on_card.py` counts)."""
 SHARE = 0.4
 """Of the memory that is free at first: others use the card too, and an estimate is an estimate."""
 GRAPHS = 8
@@ -39,7 +43,7 @@ GRAPHS = 8
 
 def first_budget(tile: int, halo: int, free_bytes: int) -> Budget:
     """How much to compute at a time on a card with so much free memory."""
-    pixels = min(MOST_PIXELS, int(free_bytes * SHARE) // BYTES_A_PIXEL)
+    pixels = min(MOST_PIXELS, int(free_bytes * SHARE) // (BYTES_A_PIXEL + PICTURE_BYTES_A_PIXEL))
     tile = tile or TILE
     while tile > SMALLEST and (tile + 2 * halo) ** 2 > pixels:
         tile = max(SMALLEST, tile // 2)
@@ -138,6 +142,55 @@ class CudaExecutor:
 
         return result
 
+    def begin_there(self, planes: Sequence[Tensor], *, exact: bool) -> Callable[[], list[Tensor | None]]:
+        """As `Executor`."""
+        done = _event()
+        with self.working():
+            # A copy: the next stack of this shape overwrites what a graph gave.
+            residuals = self._run(torch.stack(list(planes))[:, None], exact)[:, 0].clone()
+            finite = torch.isfinite(residuals).flatten(1).all(1)  # (N,)
+            sound = torch.empty(len(planes), dtype=torch.bool, pin_memory=True)
+            sound.copy_(finite, non_blocking=True)
+            done.record()
+
+        def result() -> list[Tensor | None]:
+            done.synchronize()
+            return [plane if good else None for plane, good in zip(residuals, sound.tolist(), strict=True)]
+
+        return result
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """As `Executor`."""
+        with torch.cuda.device(self.device), inference(tune=self._tune), torch.cuda.stream(self._compute):
+            yield
+
+    def upload(self, samples: NDArray[Any]) -> Tensor:
+        """As `Executor`; torch's allocator keeps the pinned memory until it has been read."""
+        host = torch.empty(samples.shape, dtype=_dtype(samples), pin_memory=True)
+        np.copyto(host.numpy(), samples)
+        with torch.cuda.stream(self._to):
+            there = host.to(self.device, non_blocking=True)
+        self._compute.wait_stream(self._to)
+        there.record_stream(self._compute)  # or it might be given away while this stream still reads it
+        return there
+
+    def download(self, codes: Tensor) -> Callable[[], NDArray[Any]]:
+        """As `Executor`."""
+        host, done = torch.empty(codes.shape, dtype=codes.dtype, pin_memory=True), _event()
+        self._back.wait_stream(self._compute)
+        with torch.cuda.stream(self._back):
+            host.copy_(codes, non_blocking=True)
+            done.record()
+        codes.record_stream(self._back)
+
+        def result() -> NDArray[Any]:
+            done.synchronize()
+            pixels: NDArray[Any] = host.numpy()
+            return pixels
+
+        return result
+
     def relieve(self) -> None:
         """As `Executor`."""
         for stream in (self._to, self._compute, self._back):
@@ -165,7 +218,7 @@ class _Slot:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._host = self._card = torch.empty(0)
-        self.done: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.done = _event()
 
     def stage(self, planes: Sequence[Plane]) -> tuple[Tensor, Tensor]:
         """The planes in pinned memory, one behind the other, and as much on the card; one dimension each."""
@@ -202,6 +255,15 @@ class _Graph:
         self._y.copy_(y)
         self._graph.replay()
         return self._residual
+
+
+def _event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
+    return event
+
+
+def _dtype(samples: NDArray[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, samples.dtype)).dtype
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

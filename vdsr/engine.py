@@ -7,8 +7,8 @@ a whole image in float.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from vdsr.tiling import spans
 
 if TYPE_CHECKING:
     from vdsr.model import VDSR
+    from vdsr.resize import Bicubic
 
 Plane = NDArray[np.float32]
 """(H, W), or some rows of one."""
@@ -63,6 +64,23 @@ class Batching(Protocol):
         """(N, H, W) in [0, 1] to (N, H, W): each image's residual, as if it were alone."""
 
 
+@runtime_checkable
+class Picturing(Protocol):
+    """An engine that makes whole pictures: bicubic and colour too."""
+
+    makes_pictures: bool
+    """Whether it shall: that is worth it on a card, and has proven itself there (`vdsr.picture_trial`)."""
+
+    def pictures(
+        self,
+        samples: Sequence[NDArray[Any]],
+        plan: Bicubic,
+        outs: Sequence[NDArray[Any]],
+        on_tile: Callable[[], None],
+    ) -> None:
+        """Fill each of `outs`, (*plan.size, C), from pictures of one shape, (H, W, C), C of 1 or 3, uint8 or uint16."""
+
+
 def make_engine(model: VDSR, device: torch.device, precision: str, tile: int, kind: str = "auto") -> Engine:
     """The fastest that gives the precision on the device.
 
@@ -79,16 +97,19 @@ def make_engine(model: VDSR, device: torch.device, precision: str, tile: int, ki
     if kind != "torch" and device.type == "cpu":
         from vdsr.native_engine import native_engine
 
-        if (engine := native_engine(model, precision)) is not None:
-            return engine
+        if (compiled := native_engine(model, precision)) is not None:
+            return compiled
     if kind == "native":
         raise DeviceError(
             f"the native engine is not here for {device} in {precision}: it computes on CPUs, bf16 only on those "
             "with AMX, and is built when the package is installed beside a C++ compiler; use auto"
         )
+    from vdsr.picture_trial import can_be_trusted
     from vdsr.torch_engine import TorchEngine
 
-    return TorchEngine(model, device, dtype, tile)
+    engine = TorchEngine(model, device, dtype, tile)
+    engine.makes_pictures = device.type == "cuda" and can_be_trusted(engine)
+    return engine
 
 
 def whole(engine: Engine, plane: Plane, on_tile: Callable[[], None]) -> Plane:
@@ -104,8 +125,10 @@ def residuals(engine: Engine, planes: NDArray[np.float32], on_tile: Callable[[],
     return np.stack([whole(engine, plane, on_tile) for plane in planes])
 
 
-def is_finite(plane: Plane) -> bool:
-    """Whether all values are numbers."""
+def is_finite(plane: Plane | torch.Tensor) -> bool:
+    """Whether all values are numbers; of a card's tensor, that waits for the card."""
+    if isinstance(plane, torch.Tensor):
+        return bool(torch.isfinite(plane).all())
     # One pass without a temporary: infinities and NaN survive a sum. Huge finite numbers may overflow it.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(plane.sum())) or bool(np.isfinite(plane).all())

@@ -8,48 +8,55 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vdsr.tiling import Span, equal_spans
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vdsr.engine import Plane
+
+Array = TypeVar("Array", "Plane", "Tensor")
+"""(H, W) float32 in the host's memory, or in the device's."""
 
 SMALLEST = 32
 """Pixels a side of the smallest tile that is tried: with its halo it already computes five times what it keeps."""
 
 
-class Part:
-    """Some rows of a residual that tiles are filling."""
+class Part(Generic[Array]):
+    """Some of a residual that tiles are filling."""
 
-    def __init__(self, height: int, width: int) -> None:
-        self.plane: Plane = np.empty((height, width), np.float32)
-        self.left = self.plane.size
+    def __init__(self, plane: Array) -> None:
+        """
+        Args:
+            plane: (h, w), where it is to lie.
+        """
+        self.plane: Array = plane
+        self.left = math.prod(plane.shape)
         """Pixels still to come."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
+class Tile(Generic[Array]):
     """What the network is to see, and where the middle of what it gives belongs."""
 
-    source: Plane
+    source: Array
     """(h, w) with the halo, or up to the image's border."""
     rows: slice
     columns: slice
     """What of it is kept."""
-    part: Part
+    part: Part[Array]
     top: int
     left: int
     """Where in `part` that begins."""
 
-    def deliver(self, residual: Plane) -> None:
+    def deliver(self, residual: Array) -> None:
         """Put the kept pixels of (h, w) in their place."""
         kept = residual[self.rows, self.columns]
         height, width = kept.shape
         self.part.plane[self.top : self.top + height, self.left : self.left + width] = kept
-        self.part.left -= kept.size
+        self.part.left -= height * width
 
 
 @dataclass
@@ -64,11 +71,12 @@ class Budget:
     step: int = 1
     """As `vdsr.tiling.equal_spans`."""
 
-    def spans(self, length: int) -> list[Span]:
-        """An axis of an image in tiles."""
-        return equal_spans(0, length, length=length, tile=self.tile, halo=self.halo, step=self.step)
+    def spans(self, length: int, start: int = 0, stop: int | None = None) -> list[Span]:
+        """An axis of an image, or start..stop of it, in tiles."""
+        stop = length if stop is None else stop
+        return equal_spans(start, stop, length=length, tile=self.tile, halo=self.halo, step=self.step)
 
-    def tiles(self, source: Plane, rows: Span, part: Part, top: int = 0) -> Iterator[Tile]:
+    def tiles(self, source: Array, rows: Span, part: Part[Array], top: int = 0) -> Iterator[Tile[Array]]:
         """Some rows of an image in tiles.
 
         Args:
@@ -79,9 +87,9 @@ class Budget:
             read = source[:, columns.read_start : columns.read_stop]
             yield Tile(read, rows.kept, columns.kept, part, top, columns.start)
 
-    def stacks(self, tiles: Sequence[Tile]) -> list[list[Tile]]:
+    def stacks(self, tiles: Sequence[Tile[Array]]) -> list[list[Tile[Array]]]:
         """Those tiles in stacks of equal shape within the budget, too large ones cut up."""
-        by_shape: dict[tuple[int, ...], list[Tile]] = {}
+        by_shape: dict[tuple[int, ...], list[Tile[Array]]] = {}
         for tile in tiles:
             for piece in self._pieces(tile):
                 by_shape.setdefault(piece.source.shape, []).append(piece)
@@ -92,29 +100,33 @@ class Budget:
             stacks += [equal[first : first + size] for first in range(0, len(equal), size)]
         return stacks
 
-    def shrink(self, stack: Sequence[Tile]) -> bool:
-        """Plan less at a time, since this stack was too much: half as many tiles, then smaller ones.
+    def fits(self, count: int, height: int, width: int) -> bool:
+        """Whether so many tiles that read (height, width) may be computed together."""
+        small = max(height, width) <= self.tile + 2 * self.halo
+        return small and (count == 1 or count * height * width <= self.pixels)
+
+    def shrink(self, count: int, height: int, width: int) -> bool:
+        """Plan less at a time, since so many tiles were too much: half as many, then smaller ones; they fit no more.
 
         Returns:
             False where nothing smaller is left to try.
         """
-        height, width = stack[0].source.shape
-        if len(stack) == 1:
+        if count == 1:
             longest = max(height, width)
             if longest <= SMALLEST + 2 * self.halo:
                 return False
-            self.tile = max(SMALLEST, min(self.tile, longest - 2 * self.halo) // 2)
-        self.pixels = min(self.pixels, len(stack) * height * width // 2)
+            self.tile = max(SMALLEST, min(self.tile, (longest - 2 * self.halo) // 2))
+        self.pixels = min(self.pixels, count * height * width // 2)
         return True
 
-    def _pieces(self, tile: Tile) -> Iterator[Tile]:
+    def _pieces(self, tile: Tile[Array]) -> Iterator[Tile[Array]]:
         """The tile itself, or smaller ones for what it keeps if the budget shrank since it was planned."""
         height, width = tile.source.shape
-        if max(height, width) <= self.tile + 2 * self.halo:
+        if self.fits(1, height, width):
             yield tile
             return
-        for rows in self._within(tile.rows, height):
-            for columns in self._within(tile.columns, width):
+        for rows in self.spans(height, tile.rows.start, tile.rows.stop):
+            for columns in self.spans(width, tile.columns.start, tile.columns.stop):
                 yield Tile(
                     tile.source[rows.read_start : rows.read_stop, columns.read_start : columns.read_stop],
                     rows.kept,
@@ -123,6 +135,3 @@ class Budget:
                     tile.top + rows.start - tile.rows.start,
                     tile.left + columns.start - tile.columns.start,
                 )
-
-    def _within(self, kept: slice, length: int) -> list[Span]:
-        return equal_spans(kept.start, kept.stop, length=length, tile=self.tile, halo=self.halo, step=self.step)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vdsr.device import OutOfMemory
 from vdsr.engine import Plane, Stream, blame, is_finite
@@ -21,9 +23,8 @@ from vdsr.layers import Layers, inference, layer_dtypes
 from vdsr.schedule import Budget, Part, Tile
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vdsr.model import VDSR
+    from vdsr.resize import Bicubic
 
 Stack = NDArray[np.float32]
 """(N, h, w)"""
@@ -50,6 +51,18 @@ class Executor(Protocol):
             exact: all in fp32, whatever the engine's precision.
         """
 
+    def begin_there(self, planes: Sequence[Tensor], *, exact: bool) -> Callable[[], list[Tensor | None]]:
+        """As `begin`, of planes that lie on the device, where the residuals stay; None for one that is not finite."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """What is done to tensors on the device inside of this waits its turn with the stacks."""
+
+    def upload(self, samples: NDArray[Any]) -> Tensor:
+        """A copy on the device, on its way at least; `working`."""
+
+    def download(self, codes: Tensor) -> Callable[[], NDArray[Any]]:
+        """Start on the way back; what is returned waits for it; `working`."""
+
     def relieve(self) -> None:
         """Let go of all memory that can be had again, after an allocation failed."""
 
@@ -64,10 +77,12 @@ class TorchEngine:
         self.exact = dtype == torch.float32
         self.halo = model.config.halo
         self.redone = self.relieved = 0
+        self.makes_pictures = False
+        """As `vdsr.engine.Picturing`; on a CPU the host's bicubic and colour are as fast."""
         self.device = device
         self.executor = executor or make_executor(model.kernels, device, dtype)
         self.budget = self.executor.budget(tile, self.halo)
-        self._under_way: deque[tuple[list[Tile], bool, Callable[[], Stack]]] = deque()
+        self._under_way: deque[tuple[list[Tile[Any]], bool, Callable[[], list[Any]]]] = deque()
         self._warned = False
 
     @property
@@ -81,10 +96,10 @@ class TorchEngine:
 
     def residuals(self, planes: Stack, on_tile: Callable[[], None]) -> Stack:
         """As `vdsr.engine.Batching`."""
-        parts: list[Part] = []
-        tiles: list[Tile] = []
+        parts: list[Part[Plane]] = []
+        tiles: list[Tile[Plane]] = []
         for plane in planes:
-            parts.append(Part(*plane.shape))
+            parts.append(Part(np.empty(plane.shape, np.float32)))
             for rows in self.budget.spans(len(plane)):
                 tiles += self.budget.tiles(plane[rows.read_start : rows.read_stop], rows, parts[-1], rows.start)
         try:
@@ -95,7 +110,19 @@ class TorchEngine:
             raise
         return np.stack([part.plane for part in parts])
 
-    def compute(self, tiles: Sequence[Tile], on_tile: Callable[[], None], *, exact: bool = False) -> None:
+    def pictures(
+        self,
+        samples: Sequence[NDArray[Any]],
+        plan: Bicubic,
+        outs: Sequence[NDArray[Any]],
+        on_tile: Callable[[], None],
+    ) -> None:
+        """As `vdsr.engine.Picturing`."""
+        from vdsr.on_card import Pictures
+
+        Pictures(self, samples, plan, outs, on_tile).make()
+
+    def compute(self, tiles: Sequence[Tile[Any]], on_tile: Callable[[], None], *, exact: bool = False) -> None:
         """Begin on tiles; they are delivered at the latest by `finish`.
 
         Raises:
@@ -111,16 +138,17 @@ class TorchEngine:
             if result is not None:
                 self._under_way.append((stack, exact, result))
             else:
-                stacks = deque(self.budget.stacks([*stack, *(tile for later in stacks for tile in later)]))
+                left = [*stack, *(tile for later in stacks for tile in later)]
+                stacks = deque(self.budget.stacks(left))
 
     def finish(self) -> None:
         """Wait for all that is under way."""
         while self._under_way:
             self._collect()
 
-    def abandon(self, parts: Collection[Part]) -> None:
+    def abandon(self, parts: Collection[Part[Any]]) -> None:
         """Keep nothing of an image that ends early; others' tiles go on."""
-        others: deque[tuple[list[Tile], bool, Callable[[], Stack]]] = deque()
+        others: deque[tuple[list[Tile[Any]], bool, Callable[[], list[Any]]]] = deque()
         while self._under_way:
             stack, exact, result = self._under_way.popleft()
             if stack[0].part in parts:
@@ -129,31 +157,48 @@ class TorchEngine:
                 others.append((stack, exact, result))
         self._under_way = others
 
-    def _begin(self, stack: list[Tile], exact: bool) -> Callable[[], Stack] | None:
+    def ran_out(self, exc: BaseException, count: int, height: int, width: int) -> None:
+        """Plan less at a time from now on, since memory did not suffice for so many tiles that read (height, width).
+
+        The caller then has to call `Executor.relieve`: not in the except clause, since the exception's frames hold
+        tensors.
+
+        Raises:
+            OutOfMemory: nothing smaller is left to try.
+        """
+        self.relieved += 1
+        if not self.budget.shrink(count, height, width):
+            raise OutOfMemory(self.device, max(height, width)) from exc
+        if not self._warned:
+            log.warning("out of memory on %s; going on with less at a time: %s", self.device, exc)
+            self._warned = True
+
+    def _begin(self, stack: list[Tile[Any]], exact: bool) -> Callable[[], list[Any]] | None:
         """None if it was too much, and less is planned for from now on."""
+        planes = [tile.source for tile in stack]
         try:
-            return self.executor.begin([tile.source for tile in stack], exact=exact)
+            if isinstance(planes[0], Tensor):
+                return self.executor.begin_there(planes, exact=exact)
+            result = self.executor.begin(planes, exact=exact)
         except (RuntimeError, MemoryError) as exc:
-            if not _is_out_of_memory(exc):
+            if not is_out_of_memory(exc):
                 raise
-            self.relieved += 1
-            if not self.budget.shrink(stack):
-                raise OutOfMemory(self.device, max(stack[0].source.shape)) from exc
-            if not self._warned:
-                log.warning("out of memory on %s; going on with less at a time: %s", self.device, exc)
-                self._warned = True
-        self.executor.relieve()  # behind the except clause: the exception's frames hold tensors
+            self.ran_out(exc, len(planes), *planes[0].shape)
+        else:
+            return lambda: [residual if is_finite(residual) else None for residual in result()]
+        self.executor.relieve()
         return None
 
     def _collect(self) -> None:
         """Deliver the oldest stack; what is not finite is begun again in fp32."""
         stack, exact, result = self._under_way.popleft()
-        broken = []
-        for tile, residual in zip(stack, result(), strict=True):
-            if is_finite(residual):
-                tile.deliver(residual)
-            else:
-                broken.append(tile)
+        broken: list[Tile[Any]] = []
+        with self.executor.working():
+            for tile, residual in zip(stack, result(), strict=True):
+                if residual is None:
+                    broken.append(tile)
+                else:
+                    tile.deliver(residual)
         if not broken:
             return
         if exact or self.exact:
@@ -168,7 +213,7 @@ class _Image:
     def __init__(self, engine: TorchEngine, height: int, width: int, on_tile: Callable[[], None]) -> None:
         self._engine, self._width, self._on_tile = engine, width, on_tile
         self._spans = deque(engine.budget.spans(height))
-        self._parts: deque[Part] = deque()
+        self._parts: deque[Part[Plane]] = deque()
         self._held: list[Plane] = []
         self._first = self._stop = 0  # the rows held
 
@@ -193,7 +238,7 @@ class _Image:
         span = self._spans.popleft()
         held = np.concatenate(self._held) if len(self._held) > 1 else self._held[0]
         source = held[span.read_start - self._first : span.read_stop - self._first]
-        part = Part(span.stop - span.start, self._width)
+        part = Part(np.empty((span.stop - span.start, self._width), np.float32))
         self._parts.append(part)
         self._engine.compute(list(self._engine.budget.tiles(source, span, part)), self._on_tile)
         if self._spans:  # the next one's halo reaches back
@@ -222,6 +267,25 @@ class CpuExecutor:
             stack: Stack = layers(torch.from_numpy(np.stack(planes))[:, None])[:, 0].numpy()
         return lambda: stack
 
+    def begin_there(self, planes: Sequence[Tensor], *, exact: bool) -> Callable[[], list[Tensor | None]]:
+        """As `Executor`."""
+        with inference():
+            stack = (self._exact if exact else self.layers)(torch.stack(list(planes))[:, None])[:, 0]
+        residuals = [plane if is_finite(plane) else None for plane in stack]
+        return lambda: residuals
+
+    def working(self) -> AbstractContextManager[None]:
+        """As `Executor`."""
+        return inference()
+
+    def upload(self, samples: NDArray[Any]) -> Tensor:
+        """As `Executor`."""
+        return torch.from_numpy(samples.copy())
+
+    def download(self, codes: Tensor) -> Callable[[], NDArray[Any]]:
+        """As `Executor`."""
+        return codes.numpy
+
     def relieve(self) -> None:
         """As `Executor`: there is nothing."""
 
@@ -235,11 +299,11 @@ def make_executor(kernels: Sequence[Tensor], device: torch.device, dtype: torch.
     return CpuExecutor(kernels, dtype)
 
 
-def _is_out_of_memory(exc: BaseException) -> bool:
+def is_out_of_memory(exc: BaseException) -> bool:
     """Of the device or the host: only CUDA's allocator has an exception type of its own."""
     if isinstance(exc, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     if any(words in str(exc) for words in ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")):
         return True
     # Where it happens while a graph is captured, the end of the capture fails in its turn.
-    return exc.__context__ is not None and _is_out_of_memory(exc.__context__)
+    return exc.__context__ is not None and is_out_of_memory(exc.__context__)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from vdsr import checkpoint
 from vdsr.alpha import bled, is_opaque
 from vdsr.banded import BLOCK
-from vdsr.color import gray_to_y, rgb_to_ycbcr, y_to_gray, ycbcr_to_rgb
 from vdsr.device import choose_device
-from vdsr.engine import Bands, Batching, Plane, Stream, make_engine, whole
+from vdsr.engine import Bands, Batching, Picturing, Plane, Stream, make_engine, whole
+from vdsr.interpolated import Interpolated
 from vdsr.resize import Bicubic, plan_bicubic
 from vdsr.tiling import spans
 
@@ -75,7 +75,7 @@ class Upscaler:
         else:
             model, self.identity = checkpoint.load(Path(weights) if weights is not None else checkpoint.SHIPPED)
         self.network_s = 0.0
-        """Seconds that the network has computed since this was made."""
+        """Seconds that the network has computed since this was made; on a card, all of the work on pictures."""
         self._field = model.config.halo
         self.engine = make_engine(model, self.device, precision, tile, engine)
 
@@ -163,8 +163,7 @@ class Upscaler:
         _check(pixels, scale)
         plan = plan_bicubic(pixels.shape[:2], scale=scale)
         out = np.empty((*plan.size, *pixels.shape[2:]), pixels.dtype)
-        samples = pixels[..., None] if pixels.ndim == 2 else pixels  # (H, W, C)
-        target = out[..., None] if out.ndim == 2 else out
+        samples, target = _with_channels(pixels), _with_channels(out)
         channels = samples.shape[2]
         if channels in (2, 4):
             self._upscale_alpha(samples[..., -1:], plan, target[..., -1:], on_tile)
@@ -186,7 +185,12 @@ class Upscaler:
         self, samples: NDArray[Any], plan: Bicubic, out: NDArray[Any], on_tile: Callable[[], None] | None
     ) -> None:
         """(H, W, 1 or 3) samples to all of `out`, in their dtype."""
-        picture = _Interpolated(samples, plan)
+        if not self.self_ensemble and isinstance(self.engine, Picturing) and self.engine.makes_pictures:
+            began = time.perf_counter()
+            self.engine.pictures([samples], plan, [out], on_tile or _nothing)
+            self.network_s += time.perf_counter() - began
+            return
+        picture = Interpolated(samples, plan)
         for start, columns, y in self._sharpened(picture.luminance, *plan.size, on_tile):
             picture.write(y, start, columns, out)
 
@@ -257,7 +261,7 @@ class SmallPicture:
         if not is_opaque(pixels):
             raise ValueError(f"shape is {pixels.shape}; give (H, W) or (H, W, 3), without alpha")
         plan = plan_bicubic(pixels.shape[:2], scale=scale)
-        self._picture = _Interpolated(pixels if pixels.ndim == 3 else pixels[..., None], plan)
+        self._picture = Interpolated(_with_channels(pixels), plan)
         self._shape, self._dtype = (*plan.size, *pixels.shape[2:]), pixels.dtype
         self.y: Plane = np.ascontiguousarray(self._picture.luminance(0, plan.size[0]), np.float32)
         """Luminance of the new size."""
@@ -265,50 +269,8 @@ class SmallPicture:
     def finish(self, sharpened: Plane) -> NDArray[Any]:
         """The picture, of luminance to which the residual was added."""
         out = np.empty(self._shape, self._dtype)
-        self._picture.write(sharpened, 0, slice(None), out if out.ndim == 3 else out[..., None])
+        self._picture.write(sharpened, 0, slice(None), _with_channels(out))
         return out
-
-
-class _Interpolated:
-    """An image at its new size by bicubic, in bands of rows: its luminance, and its colour once that is sharpened."""
-
-    def __init__(self, samples: NDArray[Any], plan: Bicubic) -> None:
-        """
-        Args:
-            samples: (H, W, 1 or 3) uint8 or uint16.
-        """
-        self._samples, self._plan = samples, plan
-        self._gray = samples.shape[2] == 1
-        self._peak = np.float32(np.iinfo(samples.dtype).max)
-        self._rows = (0, 0)
-        self._planes: tuple[NDArray[np.float32], int] = (np.empty((0, 0, 0), np.float32), 0)
-
-    def luminance(self, start: int, stop: int) -> NDArray[np.floating]:
-        """Rows start..stop of the new size."""
-        planes, first = self._source(start, stop)
-        return self._plan.rows(planes[0], start, stop, first)
-
-    def write(self, y: Plane, start: int, columns: slice, out: NDArray[Any]) -> None:
-        """Sharpened luminance of some rows and columns, with the colour that belongs to it, into (H, W, 1 or 3)."""
-        if self._gray:
-            result = y_to_gray(y)[None]
-        else:
-            planes, first = self._source(start, start + len(y))
-            chroma = self._plan.rows(planes[1:], start, start + len(y), first)[..., columns]
-            result = ycbcr_to_rgb(np.concatenate([y[None], chroma]))
-        result *= self._peak
-        code_values = np.clip(np.rint(result, out=result), 0, self._peak, out=result).astype(out.dtype)
-        for channel, plane in enumerate(code_values):  # many times as fast as all together
-            out[start : start + len(y), columns, channel] = plane
-
-    def _source(self, start: int, stop: int) -> tuple[NDArray[np.float32], int]:
-        """(C, h, W), the rows that rows start..stop are made of, and the first of them."""
-        if self._rows != (start, stop):  # for chroma, the same as for luminance if the image is one band
-            first, last = self._plan.source_rows(start, stop)
-            planes = self._samples[first:last].transpose(2, 0, 1).astype(np.float32, order="C") / self._peak
-            self._planes = gray_to_y(planes) if self._gray else rgb_to_ycbcr(planes), first
-            self._rows = (start, stop)
-        return self._planes
 
 
 def _turned(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
@@ -318,6 +280,11 @@ def _turned(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
 
 def _turned_back(plane: NDArray[Any], turns: int, mirrored: bool) -> NDArray[Any]:
     return np.rot90(plane[:, ::-1] if mirrored else plane, -turns)
+
+
+def _with_channels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, C), the same memory."""
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _nothing() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import create_autospec
+from unittest.mock import MagicMock, create_autospec
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from vdsr import Upscaler, checkpoint
 from vdsr.cuda import CudaExecutor
 from vdsr.engine import residuals, whole
 from vdsr.evaluate import score_degraded
+from vdsr.interpolated import Interpolated
 from vdsr.model import VDSR, VDSRConfig
+from vdsr.picture_trial import can_be_trusted
+from vdsr.resize import plan_bicubic
 from vdsr.torch_engine import TorchEngine
 
 RNG = np.random.default_rng(7)
@@ -42,11 +47,15 @@ def imitation(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     fake = Torch(
         cuda=create_autospec(torch.cuda),
         device=lambda *name: torch.device("cpu"),
-        empty=lambda size, **where: torch.full((size,), torch.nan),
+        empty=lambda size, dtype=torch.float32, **where: torch.full(
+            (size,) if isinstance(size, int) else size, torch.nan if dtype.is_floating_point else 99, dtype=dtype
+        ),
     )
     fake.cuda.mem_get_info.return_value = (10**9, 10**9)
     fake.cuda.current_device.return_value = 0
     monkeypatch.setattr(vdsr.cuda, "torch", fake)
+    fake.recorded = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: fake.recorded.append(stream))
     return fake
 
 
@@ -86,6 +95,67 @@ def test_a_shape_that_comes_again_is_captured_until_memory_runs_short(
     executor.begin(stack, exact=False)()
     executor.begin(stack, exact=False)()
     assert captured == [(3, 1, 20, 30)] * 2
+
+
+def pictures_by(engine: TorchEngine, images: Sequence[np.ndarray], scale: float = 2) -> list[np.ndarray]:
+    plan = plan_bicubic(images[0].shape[:2], scale=scale)
+    outs = [np.zeros((*plan.size, image.shape[2]), image.dtype) for image in images]
+    engine.pictures(images, plan, outs, nothing)
+    return outs
+
+
+def random_picture(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pictures_go_there_and_back_as_bytes_on_streams_of_their_own(imitation: SimpleNamespace, dtype: type) -> None:
+    streams = [MagicMock(name=name) for name in ("to", "compute", "back")]
+    imitation.cuda.Stream.side_effect = streams
+    executor = CudaExecutor(MODEL.kernels, torch.device("cpu"), torch.float32, graphs=0)
+    engine = TorchEngine(MODEL, torch.device("cpu"), torch.float32, 16, executor=executor)
+    engine.budget.pixels = 5000
+    images = [random_picture(45, 55, 3, dtype=dtype) for _ in range(2)]
+
+    results = pictures_by(engine, images)
+
+    expected = pictures_by(TorchEngine(MODEL, torch.device("cpu"), torch.float32, 16), images)
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(results, expected, strict=True))
+    to, compute, back = streams
+    areas = len(back.wait_stream.call_args_list)
+    assert areas > 4
+    assert {call.args for call in back.wait_stream.call_args_list} == {(compute,)}
+    assert [call.args for call in compute.wait_stream.call_args_list] == [(to,)] * (areas + 4)  # and both axes' taps
+    assert imitation.recorded.count(compute) == areas + 4  # what was allocated for the way there is read by another
+    assert imitation.recorded.count(back) == areas
+
+
+def test_a_graph_s_stack_is_copied_before_the_next_overwrites_it(
+    imitation: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = torch.zeros(1, 1, 20, 30)
+    monkeypatch.setattr(CudaExecutor, "_capture", lambda self, shape: static.copy_)
+    executor = CudaExecutor(MODEL.kernels, torch.device("cpu"), torch.float32)
+    first, second, third = torch.from_numpy(planes(3, 20, 30))
+    executor.begin_there([first], exact=False)()
+
+    results = [executor.begin_there([plane], exact=False) for plane in (second, third)]
+
+    (second_residual,), (third_residual,) = (result() for result in results)
+    assert torch.equal(second_residual, second)
+    assert torch.equal(third_residual, third)
+
+
+def test_a_tile_that_is_not_finite_is_told_from_its_neighbours(
+    imitation: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = CudaExecutor(MODEL.kernels, torch.device("cpu"), torch.float32, graphs=0)
+    stack = torch.zeros(3, 20, 30)
+    stack[1, 7, 8] = torch.inf
+
+    residuals = executor.begin_there(list(stack), exact=False)()
+
+    assert [residual is None for residual in residuals] == [False, True, False]
 
 
 BOUND = {torch.float32: 0.01 / 255, torch.bfloat16: 3 / 255}
@@ -203,3 +273,104 @@ def test_a_card_with_little_memory_left_gives_the_same_with_smaller_tiles(model:
 
     assert np.abs(result - expected).max() < 0.01 / 255
     assert 32 <= engine.budget.tile < 1048
+
+
+def by_the_host(model: VDSR, image: np.ndarray, scale: float) -> np.ndarray:
+    """Bicubic, network in fp32 and colour, all on the CPU."""
+    picture = Interpolated(image, plan := plan_bicubic(image.shape[:2], scale=scale))
+    y = np.ascontiguousarray(picture.luminance(0, plan.size[0]), np.float32)
+    out = np.empty((*plan.size, image.shape[2]), image.dtype)
+    picture.write(y + on_cpu(model, y), 0, slice(None), out)
+    return out
+
+
+def photo() -> np.ndarray:
+    from PIL import Image
+
+    from vdsr.data import image_paths
+    from vdsr.pillow import to_array
+
+    return to_array(Image.open(image_paths(PHOTOS)[0]).convert("RGB"))[:360, :480]
+
+
+@pytest.mark.gpu
+@needs_card
+@pytest.mark.parametrize("dtype", BOUND)
+def test_a_card_s_pictures_pass_their_trial(model: VDSR, dtype: torch.dtype) -> None:
+    assert can_be_trusted(on_card(model, dtype))
+    assert Upscaler(device="cuda").engine.makes_pictures
+
+
+@pytest.mark.gpu
+@needs_card
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("scale", [1, 2, 2.37])
+@pytest.mark.parametrize("samples", [np.uint8, np.uint16])
+def test_a_card_makes_the_picture_that_the_host_makes(
+    model: VDSR, samples: type, scale: float, dtype: torch.dtype
+) -> None:
+    unit = np.iinfo(samples).max // 255
+    colored = photo().astype(samples) * samples(unit)
+    engine = on_card(model, dtype, tile=100)
+    for image in (colored, colored[..., 1:2], random_picture(1, 57, 3, dtype=samples)):
+        expected = by_the_host(model, image, scale)
+
+        for _ in range(3):  # eager, captured, replayed
+            (result,) = pictures_by(engine, [image], scale)
+            differ = np.abs(result.astype(np.int64) - expected)
+            assert differ.max() <= (unit if dtype == torch.float32 else 4 * unit)
+            if dtype == torch.float32 and samples == np.uint8:
+                assert np.mean(differ > 0) < 0.005
+
+
+@pytest.mark.gpu
+@needs_card
+def test_many_areas_and_pictures_on_a_card_give_the_same(model: VDSR) -> None:
+    images = [random_picture(300, 410, 3) for _ in range(6)]
+    large = on_card(model, torch.float32)
+    engine = on_card(model, torch.float32, tile=64)
+    engine.budget.pixels = 200_000
+    expected = pictures_by(large, images)
+
+    for _ in range(5):  # what overlaps wrongly may do so once in a while
+        for result, wanted in zip(pictures_by(engine, images), expected, strict=True):
+            assert np.abs(result.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.gpu
+@needs_card
+@pytest.mark.parametrize("megabytes", [60, 300])
+def test_a_card_with_little_memory_left_makes_the_same_picture(model: VDSR, megabytes: int) -> None:
+    image = random_picture(750, 750, 3)
+    engine = on_card(model, torch.float32)
+    (expected,) = pictures_by(engine, [image])
+    engine.executor.relieve()
+    engine.budget = vdsr.cuda.first_budget(0, engine.halo, 10**11)
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (megabytes << 20)) / total)
+    try:
+        (result,) = pictures_by(engine, [image])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert engine.relieved > 0
+
+
+@pytest.mark.gpu
+@needs_card
+def test_a_picture_is_sound_while_another_thread_loads_models(model: VDSR) -> None:
+    engine, images = on_card(model, torch.bfloat16, tile=100), [photo()]
+    expected, loaded = pictures_by(engine, images), []
+
+    def load() -> None:
+        loaded.extend(Upscaler(device="cuda").engine.makes_pictures for _ in range(5))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while thread.is_alive():
+        (result,) = pictures_by(engine, images)
+        assert np.abs(result.astype(int) - expected[0]).max() <= 1
+    thread.join()
+
+    assert loaded == [True] * 5

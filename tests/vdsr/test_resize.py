@@ -86,3 +86,21 @@ def test_sizes_are_rounded_up_but_not_by_float_noise() -> None:
 def test_a_factor_that_is_no_positive_number_is_refused(scale: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         bicubic(RAMP, scale=scale)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 65, 200])
+@pytest.mark.parametrize(("scale", "most"), [(1, 1), (1.5, 4), (2, 4), (2.37, 4), (4, 4), (0.5, 8)])
+def test_taps_are_the_blocks_without_their_zeros(length: int, scale: float, most: int) -> None:
+    axis = plan_bicubic((length, 1), scale=scale).down
+    column = np.random.default_rng(3).random((length, 1))
+
+    indices, weights = axis.taps()
+    gathered = (column[indices, 0] * weights).sum(axis=0)
+    expected = np.concatenate(list(axis.row_blocks(column, 0, axis.out_len)))[:, 0]
+
+    assert indices.shape == weights.shape == (len(indices), axis.out_len)
+    assert len(indices) <= most
+    np.testing.assert_allclose(gathered, expected, atol=1e-15)
+    for start, stop in [(0, axis.out_len), (0, 1), (axis.out_len - 1, axis.out_len)]:
+        low, high = axis.sources(start, stop)
+        assert low <= indices[:, start:stop].min() <= indices[:, start:stop].max() < high
