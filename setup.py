@@ -11,7 +11,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLOATS = ["vdsr/native/inference.cpp", "vdsr/native/training.cpp"]
 INTEGERS = ["vdsr/native/int16.cpp"]
 MATRICES = ["vdsr/native/amx.cpp"]
-HEADERS = ("amx", "int16", "interface", "network", "stream", "vectors", "winograd")
+HEADERS = ("amx", "int16", "interface", "network", "stream", "tiles", "vectors", "winograd")
 VARIANTS = (
     {
         "avx512_fp32": (FLOATS, ["-march=x86-64-v4"]),

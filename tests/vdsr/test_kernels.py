@@ -13,11 +13,12 @@ import torch
 from kernels import built_for_tests, noise, residual
 from PIL import Image
 
-from vdsr import Upscaler, checkpoint, native
+from vdsr import Upscaler, checkpoint, native, smoke
 from vdsr.errors import CheckpointError
 from vdsr.evaluate import score_degraded
 from vdsr.model import VDSR, VDSRConfig
 from vdsr.native import Library, Network, amx, int16, trial
+from vdsr.native.order import seldom_zero_first
 from vdsr.native_engine import NativeEngine
 
 SIZES = [(1, 1), (1, 150), (150, 1), (41, 41), (33, 107)]
@@ -153,6 +154,42 @@ def test_channels_without_weights_give_nothing(library: Library) -> None:
         model.kernels[3].zero_()
 
     assert not residual(library, model, y).any()
+
+
+def test_channels_that_are_zero_in_part_of_a_picture_are_left_out_there_only(library: Library, model: VDSR) -> None:
+    y = noise(120, 160)
+    y[:, :70] = y[70:] = 0  # without biases, the network makes nothing of black
+
+    found = residual(library, model, y)
+
+    assert np.abs(found - exact(model, y)).max() < OFF * np.abs(found).max()
+    assert np.abs(found[:, :50]).max() < 1e-4 * np.abs(found).max()  # tiles are rounded together
+    assert not residual(library, model, np.zeros_like(y)).any()
+
+
+def test_the_order_of_channels_changes_no_bit_of_integers(model: VDSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, y = built_for_tests("avx2", "int16"), noise(41, 107)
+    ordered = residual(library, model, y)
+    monkeypatch.setattr("vdsr.native.seldom_zero_first", lambda kernels, lanes: kernels)
+
+    assert np.array_equal(residual(library, model, y), ordered)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_channels_that_are_seldom_zero_come_first(model: VDSR, lanes: int) -> None:
+    ordered = VDSR(model.config)
+    with torch.no_grad():
+        for mine, kernel in zip(ordered.kernels, seldom_zero_first(model.kernels, lanes), strict=True):
+            mine.copy_(kernel)
+        x = y = torch.from_numpy(smoke.tile())[None, None]
+        assert torch.allclose(ordered.residual(y), model.residual(y), atol=1e-6)
+        for kernel in ordered.kernels[:-2]:
+            x = torch.conv2d(x, kernel, padding=1).relu()
+            positive = (x > 0).sum((0, 2, 3)).view(-1, 2, lanes)
+            pairs = positive.sum(1).flatten().tolist()
+
+            assert pairs == sorted(pairs, reverse=True)
+    assert torch.equal(ordered.kernels[-1], model.kernels[-1])
 
 
 def test_broken_weights_end_the_work(library: Library) -> None:

@@ -73,6 +73,21 @@ def test_the_residual_and_the_gradients_are_those_of_float64(
     assert max(relative(got, true) for got, true in pairs) < 5e-3
 
 
+def test_what_is_multiplied_by_channels_that_are_zero_changes_no_bit(library: native.Library, model: VDSR) -> None:
+    y = noise(61, 85).numpy()
+    found = []
+    for factor in (1, -7):
+        other = VDSR()
+        other.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            other.kernels[3][8:60].abs_().neg_()  # what they read is positive
+            other.kernels[4][:, 8:60] *= factor
+        found.append(Network(library, other).stream(61, 85).push(y))
+
+    assert np.array_equal(*found)
+    assert found[0].any()
+
+
 def test_the_number_of_threads_changes_no_bit(library: native.Library, model: VDSR) -> None:
     y, weights = noise(5, 1, 19, 22), flat(model)
     activations = torch.full((5 * library.activations(20, 19, 22),), torch.nan)

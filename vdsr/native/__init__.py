@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdsr.model import VDSR
+from vdsr.native.order import seldom_zero_first
 
 _VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
 """By what torch says of the processor: the libraries that it can run, best first."""
@@ -89,7 +90,10 @@ class Network:
     def __init__(self, library: Library, model: VDSR) -> None:
         if model.config.channels != CHANNELS:
             raise ValueError(f"the compiled code computes {CHANNELS} channels, not {model.config.channels}; use torch")
-        weights = torch.cat([kernel.detach().float().cpu().contiguous().flatten() for kernel in model.kernels])
+        kernels = [kernel.detach().float().cpu() for kernel in model.kernels]
+        if library.precision == "int16":
+            kernels = seldom_zero_first(kernels, library.functions.vdsr_lanes())
+        weights = torch.cat([kernel.flatten() for kernel in kernels])
         self.library, self.depth = library, model.config.depth
         self.tile = library.functions.vdsr_tile()
         address = library.functions.vdsr_network(

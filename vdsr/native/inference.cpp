@@ -1,5 +1,4 @@
 // The network in fp32: its hidden layers by Winograd's algorithm (winograd.h), streamed patch by patch (stream.h).
-#include "stream.h"
 #include "winograd.h"
 
 namespace vdsr {
@@ -30,32 +29,26 @@ public:
         });
     }
 
-    // Batches of about one size: all tiles that touch the area, row by row.
     void hidden(Hands& hands, int plane, const Patch& from, const Patch& to, const Area& area, Ahead&) const {
-        const int top = area.top / OUT * OUT, left = area.left / OUT * OUT;
-        const int across = (area.right - left + OUT - 1) / OUT, down = (area.bottom - top + OUT - 1) / OUT;
-        const int tiles = across * down, batches = (tiles + TILES - 1) / TILES;
-        for (int i = 0; i < batches; ++i) {
-            const int begin = tiles * i / batches, count = tiles * (i + 1) / batches - begin;
-            auto place = [&](int t) {
-                return std::make_pair(top + (begin + t) / across * OUT, left + (begin + t) % across * OUT);
-            };
+        Batch& batch = hands.batch;
+        in_batches<OUT, TILES>(area, [&](int count, auto&& place) {
             for (int t = 0; t < count; ++t) {
                 const auto [y, x] = place(t);
                 const float* rows[IN];
                 for (int row = 0; row < IN; ++row) rows[row] = from.at<float>(y + row, x);
-                transform_input(rows, hands.batch.points + t * CHANNELS);
+                transform_input(rows, batch.points + t * CHANNELS);
             }
-            multiply(hands.batch.points, weights_.layer(plane - 2), count);
+            const Live channels = live_channels<OUT>(from, area, place, 0, count - 1);
+            multiply(batch.points, weights_.layer(plane - 2), channels, count);
             for (int t = 0; t < count; ++t) {
                 const auto [y, x] = place(t);
                 float* const pixels = to.at<float>(MARGIN + y, MARGIN + x);
-                transform_output(hands.batch.points + t * CHANNELS, OUT, OUT,
+                transform_output(batch.points + t * CHANNELS, OUT, OUT,
                                  [&](int row, int column, int channel, Vector v) {
                     store(pixels + row * ROW_BYTES / sizeof(float) + column * CHANNELS + channel, positive(v));
                 });
             }
-        }
+        });
     }
 
     bool before_last(Hands&, const Patch&, const Patch&) const { return false; }

@@ -1,7 +1,6 @@
 // The network in 16-bit integers: its hidden layers by Winograd's algorithm (int16.h), streamed patch by patch
 // (stream.h). Its two ends and the residual are fp32.
 #include "int16.h"
-#include "stream.h"
 
 namespace vdsr {
 namespace {
@@ -40,28 +39,26 @@ public:
         });
     }
 
-    // Batches of about one size: all tiles that touch the area, row by row.
     void hidden(Hands& hands, int plane, const Patch& from, const Patch& to, const Area& area, Ahead&) const {
         const int32_t* const weights = reinterpret_cast<const int32_t*>(hidden_.get()) + (plane - 2) * TRANSFORMED;
         const float* const units = units_.get() + (plane - 2) * UNITS;
-        const int top = area.top / OUT * OUT, left = area.left / OUT * OUT;
-        const int across = (area.right - left + OUT - 1) / OUT, down = (area.bottom - top + OUT - 1) / OUT;
-        const int tiles = across * down, batches = (tiles + TILES - 1) / TILES;
         Batch& batch = hands.batch;
-        for (int i = 0; i < batches; ++i) {
-            const int begin = tiles * i / batches, count = tiles * (i + 1) / batches - begin;
-            auto place = [&](int t) {
-                return std::make_pair(top + (begin + t) / across * OUT, left + (begin + t) % across * OUT);
-            };
+        in_batches<OUT, TILES>(area, [&](int count, auto&& place) {
+            Share live[TILES / BLOCK + 1], all;
+            for (int t = 0; t < count; t += BLOCK) {
+                const Live channels = live_channels<OUT>(from, area, place, t, std::min(t + BLOCK, count) - 1);
+                live[t / BLOCK].add(channels), all.add(channels);
+            }
             for (int t = 0; t < count; ++t) {
                 const auto [y, x] = place(t);
                 const float* rows[IN];
                 for (int row = 0; row < IN; ++row) rows[row] = from.at<float>(y + row, x);
-                transform_input(rows, batch.tile);
-                round_to_integers(batch.tile, batch.v + t * PAIRS, batch.units + t * POINTS);
+                const int registers = live[t / BLOCK].registers;
+                transform_input(rows, 2 * registers, batch.tile);
+                round_to_integers(batch.tile, registers, batch.v + t * PAIRS, batch.units + t * POINTS);
             }
             for (int slice = 0; slice < SLICES; ++slice) {
-                multiply(batch.v, weights + size_t(slice) * POINTS * PAIRS * SLICE, batch.m, count);
+                multiply(batch.v, weights + size_t(slice) * POINTS * PAIRS * SLICE, live, all, batch.m, count);
                 for (int t = 0; t < count; ++t) {
                     const auto [y, x] = place(t);
                     float* const pixels = to.at<float>(MARGIN + y, MARGIN + x) + slice * SLICE;
@@ -72,7 +69,7 @@ public:
                     });
                 }
             }
-        }
+        });
     }
 
     bool before_last(Hands&, const Patch&, const Patch&) const { return false; }

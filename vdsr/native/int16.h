@@ -30,7 +30,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "network.h"
+#include "tiles.h"
 
 namespace vdsr {
 
@@ -49,7 +49,7 @@ constexpr size_t UNITS = size_t(POINTS) * CHANNELS;                // of a layer
 constexpr float LARGEST = 8191;                                    // of V
 constexpr double LARGEST_SUM = (1 << 18) - CHANNELS;               // of U's magnitudes, before they are rounded
 
-typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef Bits Integers;
 typedef int32_t UnalignedIntegers __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(4)));
 
 inline Integers load(const int32_t* from) { return *reinterpret_cast<const UnalignedIntegers*>(from); }
@@ -133,9 +133,28 @@ struct Batch {
     alignas(64) float tile[POINTS * CHANNELS];    // V of one, before it is rounded
 };
 
-// rows[i]: where row i of the tile's 8 x 8 pixels begins
-inline void transform_input(const float* const rows[IN], float* tile) {
-    for (int group = 0; group < GROUPS; ++group) {
+// Where a channel lies among V's pairs: V[p][tile][pair], its lower half or its upper one.
+inline int pair_of(int channel) { return channel / (2 * LANES) * LANES + channel % LANES; }
+inline bool is_upper(int channel) { return channel / LANES % 2; }
+
+// What is live of the V of some tiles: pairs, and as many registers of them as reach to the last (pairs that are seldom
+// live lie last).
+struct Share {
+    Live pairs;
+    int registers = 1;
+
+    void add(const Live& channels) {
+        for (int i = 0; i < channels.count; ++i) {
+            const int pair = pair_of(int(channels.list[i]));
+            if (!pairs.has[pair]) pairs.add(pair);
+            registers = std::max(registers, pair / LANES + 1);
+        }
+    }
+};
+
+// groups: so many registers of channels, from the first on
+inline void transform_input(const float* const rows[IN], int groups, float* tile) {
+    for (int group = 0; group < groups; ++group) {
         Vector half[IN][IN];  // [point down][pixel across]
         for (int x = 0; x < IN; ++x) {
             Vector d[IN], column[IN];
@@ -151,14 +170,15 @@ inline void transform_input(const float* const rows[IN], float* tile) {
     }
 }
 
-// tile[point][channel] to V and its units
+// tile[point][channel] to V and its units; REGISTERS of pairs, from the first on
+template <int REGISTERS>
 inline void round_to_integers(const float* tile, int32_t* v, float* units) {
     constexpr float LEAST = 1e-30f;           // a unit of it is as good as none
     constexpr float SHIFT = 3 << 22;          // beyond it a float's last bit is a whole one, and its lowest 16 the integer
     alignas(64) float most[POINTS], factors[POINTS];
     for (int p = 0; p < POINTS; ++p) {
         Integers bits = {};  // of magnitudes: as integers they are in order, and what is no number is the largest
-        for (int group = 0; group < GROUPS; ++group) {
+        for (int group = 0; group < 2 * REGISTERS; ++group) {
             const Integers magnitude = (Integers)load(tile + p * CHANNELS + group * LANES) & 0x7fffffff;
             bits = magnitude > bits ? magnitude : bits;
         }
@@ -172,25 +192,32 @@ inline void round_to_integers(const float* tile, int32_t* v, float* units) {
         store(factors + p, LARGEST / m);
     }
     for (int p = 0; p < POINTS; ++p) {
-        const float* from = tile + p * CHANNELS;
-        for (int pair = 0; pair < PAIRS; pair += LANES, from += 2 * LANES) {
+        for (int i = 0; i < REGISTERS; ++i) {
+            const float* from = tile + p * CHANNELS + i * 2 * LANES;
             const Integers low = (Integers)fma(factors[p], load(from), every(SHIFT));
             const Integers high = (Integers)fma(factors[p], load(from + LANES), every(SHIFT));
-            store(v + p * V_STRIDE + pair, (low & 0xffff) | high << 16);
+            store(v + p * V_STRIDE + i * LANES, (low & 0xffff) | high << 16);
         }
     }
 }
 
-// Where a channel lies among V's pairs: V[p][tile][pair], its lower half or its upper one.
-inline int pair_of(int channel) { return channel / (2 * LANES) * LANES + channel % LANES; }
-inline bool is_upper(int channel) { return channel / LANES % 2; }
+template <int MOST = PAIRS / LANES>
+inline void round_to_integers(const float* tile, int registers, int32_t* v, float* units) {
+    if constexpr (MOST > 1)
+        if (registers < MOST) return round_to_integers<MOST - 1>(tile, registers, v, units);
+    round_to_integers<MOST>(tile, v, units);
+}
 
 // ---- M[p] = V[p] U[p] for one slice: BLOCK tiles by COLUMNS registers of channels out stay in registers
 
 template <int BLOCK>
-inline void multiply_block(const int32_t* v, const int32_t* u, int32_t* m) {
-    Integers sum[BLOCK][COLUMNS] = {};
-    for (int pair = 0; pair < PAIRS; ++pair) {
+inline void multiply_block(const int32_t* v, const int32_t* u, const Live& pairs, int32_t* m) {
+    Integers sum[BLOCK][COLUMNS];
+#pragma GCC unroll 12
+    for (int t = 0; t < BLOCK; ++t)
+        for (int k = 0; k < COLUMNS; ++k) sum[t][k] = Integers{};
+    for (int i = 0; i < pairs.count; ++i) {
+        const size_t pair = pairs.list[i];
         Integers weight[COLUMNS];
         for (int k = 0; k < COLUMNS; ++k) weight[k] = load(u + pair * SLICE + k * LANES);
 #pragma GCC unroll 12
@@ -199,19 +226,25 @@ inline void multiply_block(const int32_t* v, const int32_t* u, int32_t* m) {
             for (int k = 0; k < COLUMNS; ++k) sum[t][k] = dot(sum[t][k], value, weight[k]);
         }
     }
+#pragma GCC unroll 12
     for (int t = 0; t < BLOCK; ++t)
         for (int k = 0; k < COLUMNS; ++k) store(m + t * SLICE + k * LANES, sum[t][k]);
 }
 
-inline void multiply(const int32_t* v, const int32_t* u, int32_t* m, int tiles) {
+// shares: of each BLOCK of tiles, and of them all
+inline void multiply(const int32_t* v, const int32_t* u, const Share shares[], const Share& all, int32_t* m, int tiles) {
     for (int p = 0; p < POINTS; ++p, v += V_STRIDE, u += PAIRS * SLICE, m += M_STRIDE) {
         // U comes from level 3. What is asked for beyond its end is the next slice's beginning, or nobody's.
         constexpr int AHEAD = 2, LINE = 64 / sizeof(int32_t);
-        for (int i = 0; i < PAIRS * SLICE; i += LINE) __builtin_prefetch(u + AHEAD * PAIRS * SLICE + i);
+        for (int i = 0; i < all.pairs.count; ++i)
+            for (int k = 0; k < SLICE; k += LINE)
+                __builtin_prefetch(u + (AHEAD * PAIRS + all.pairs.list[i]) * SLICE + k);
         int t = 0;
-        for (; t + BLOCK <= tiles; t += BLOCK) multiply_block<BLOCK>(v + t * PAIRS, u, m + t * SLICE);
-        for (; t + 2 <= tiles; t += 2) multiply_block<2>(v + t * PAIRS, u, m + t * SLICE);
-        for (; t < tiles; ++t) multiply_block<1>(v + t * PAIRS, u, m + t * SLICE);
+        for (; t + BLOCK <= tiles; t += BLOCK)
+            multiply_block<BLOCK>(v + t * PAIRS, u, shares[t / BLOCK].pairs, m + t * SLICE);
+        const Live& last = shares[t / BLOCK].pairs;
+        for (; t + 2 <= tiles; t += 2) multiply_block<2>(v + t * PAIRS, u, last, m + t * SLICE);
+        for (; t < tiles; ++t) multiply_block<1>(v + t * PAIRS, u, last, m + t * SLICE);
     }
 }
 

@@ -45,6 +45,9 @@ int vdsr_residuals(const std::shared_ptr<const Kernel>* network, const float* pl
 
 int vdsr_tile() { return Kernel::GRID; }
 
+// Channels that lie in one register.
+int vdsr_lanes() { return LANES; }
+
 // How many rows the residual may lag behind what was given.
 int vdsr_stream_delay(int depth) { return Stream<Kernel>::delay(depth); }
 }

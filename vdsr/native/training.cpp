@@ -64,7 +64,7 @@ void convolve(const float* x, const float* u, const Frame& frame, Finish&& finis
         transform_input(rows, s.batch.points + t * CHANNELS);
     };
     batches(frame, gather, [&](int first, int tiles) {
-        multiply(s.batch.points, u, tiles);
+        multiply(s.batch.points, u, every_channel(), tiles);
         for (int t = 0; t < tiles; ++t) {
             const int top = (first + t) / frame.across() * OUT, left = (first + t) % frame.across() * OUT;
             transform_output(s.batch.points + t * CHANNELS, std::min(OUT, frame.height - top),

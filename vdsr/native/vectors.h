@@ -46,6 +46,15 @@ inline Vector fma(Vector a, Vector b, Vector c) {
 }
 inline Vector fma(float a, Vector b, Vector c) { return fma(every(a), b, c); }
 
-inline Vector positive(Vector v) { return v < 0.0f ? Vector{} : v; }  // what is no number stays, to be seen
+// What is no number stays, to be seen: the processor's maximum gives the second of the two then.
+inline Vector positive(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(Vector{}, v);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(Vector{}, v);
+#else
+    return v < 0.0f ? Vector{} : v;
+#endif
+}
 
 }  // namespace vdsr

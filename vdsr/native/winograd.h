@@ -22,7 +22,7 @@
 // The result of a tile depends on its 6 x 6 pixels alone, to the bit, and not on its place in a Batch.
 #pragma once
 
-#include "network.h"
+#include "tiles.h"
 
 namespace vdsr {
 
@@ -145,12 +145,16 @@ inline void transform_gradient(const float* const rows[OUT], float* m) {
 // ---- M[p] = V[p] U[p], in V's place: BLOCK tiles by COLUMNS registers of output channels stay in registers
 
 template <int BLOCK>
-inline void multiply_block(float* v, const float* u) {
+inline void multiply_block(float* v, const float* u, const Live& channels) {
     alignas(64) float results[BLOCK * CHANNELS];
     float* to = COLUMNS == GROUPS ? v : results;  // where one pass gives all channels, V is no longer needed after it
     for (int o = 0; o < CHANNELS; o += COLUMNS * LANES) {
-        Vector sum[BLOCK][COLUMNS] = {};
-        for (int c = 0; c < CHANNELS; ++c) {
+        Vector sum[BLOCK][COLUMNS];
+#pragma GCC unroll 8
+        for (int t = 0; t < BLOCK; ++t)
+            for (int k = 0; k < COLUMNS; ++k) sum[t][k] = Vector{};
+        for (int i = 0; i < channels.count; ++i) {
+            const size_t c = channels.list[i];
             Vector weight[COLUMNS];
             for (int k = 0; k < COLUMNS; ++k) weight[k] = load(u + c * CHANNELS + o + k * LANES);
 #pragma GCC unroll 8
@@ -159,21 +163,23 @@ inline void multiply_block(float* v, const float* u) {
                 for (int k = 0; k < COLUMNS; ++k) sum[t][k] = fma(value, weight[k], sum[t][k]);
             }
         }
+#pragma GCC unroll 8
         for (int t = 0; t < BLOCK; ++t)
             for (int k = 0; k < COLUMNS; ++k) store(to + t * CHANNELS + o + k * LANES, sum[t][k]);
     }
     if (to != v) std::memcpy(v, results, sizeof results);
 }
 
-inline void multiply(float* v, const float* u, int tiles) {
+// channels: in, that are not zero in all tiles
+inline void multiply(float* v, const float* u, const Live& channels, int tiles) {
     constexpr int BLOCK = 6;
     for (int p = 0; p < POINTS; ++p) {
         const float* weights = u + size_t(p) * CHANNELS * CHANNELS;
         float* tile = v + p * STRIDE;
         float* const end = tile + tiles * CHANNELS;
-        for (; tile + BLOCK * CHANNELS <= end; tile += BLOCK * CHANNELS) multiply_block<BLOCK>(tile, weights);
-        for (; tile + 2 * CHANNELS <= end; tile += 2 * CHANNELS) multiply_block<2>(tile, weights);
-        for (; tile < end; tile += CHANNELS) multiply_block<1>(tile, weights);
+        for (; tile + BLOCK * CHANNELS <= end; tile += BLOCK * CHANNELS) multiply_block<BLOCK>(tile, weights, channels);
+        for (; tile + 2 * CHANNELS <= end; tile += 2 * CHANNELS) multiply_block<2>(tile, weights, channels);
+        for (; tile < end; tile += CHANNELS) multiply_block<1>(tile, weights, channels);
     }
 }
 
