@@ -232,7 +232,8 @@ inline void multiply_block(const int32_t* v, const int32_t* u, const Live& pairs
 }
 
 // shares: of each BLOCK of tiles, and of them all
-inline void multiply(const int32_t* v, const int32_t* u, const Share shares[], const Share& all, int32_t* m, int tiles) {
+inline void multiply(const int32_t* v, const int32_t* u, const Share shares[], const Share& all, int32_t* m,
+                     int tiles) {
     for (int p = 0; p < POINTS; ++p, v += V_STRIDE, u += PAIRS * SLICE, m += M_STRIDE) {
         // U comes from level 3. What is asked for beyond its end is the next slice's beginning, or nobody's.
         constexpr int AHEAD = 2, LINE = 64 / sizeof(int32_t);

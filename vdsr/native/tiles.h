@@ -1,8 +1,8 @@
 // Which tiles does a layer have to compute of a patch, and which channels of them can it leave out?
 //
-// All tiles that touch the image, row by row, in batches of about one size. ReLU leaves many channels without one number
+// All tiles that touch the image, row by row, in batches of about one size. ReLU leaves many channels without a number
 // other than zero in all that a patch reads: what is multiplied by them adds nothing, to the bit. So the products leave
-// them out. In the weights that ship, that is two fifths of all products on photographs, and a fifth on noise.
+// them out. In the weights that ship, that is about two fifths of all products on photographs, and a fifth on noise.
 #pragma once
 
 #include <cstdint>
