@@ -154,20 +154,9 @@ struct Share {
 
 // groups: so many registers of channels, from the first on
 inline void transform_input(const float* const rows[IN], int groups, float* tile) {
-    for (int group = 0; group < groups; ++group) {
-        Vector half[IN][IN];  // [point down][pixel across]
-        for (int x = 0; x < IN; ++x) {
-            Vector d[IN], column[IN];
-            for (int y = 0; y < IN; ++y) d[y] = load(rows[y] + x * CHANNELS + group * LANES);
-            input_transform(d, column);
-            for (int p = 0; p < IN; ++p) half[p][x] = column[p];
-        }
-        for (int p = 0; p < IN; ++p) {
-            Vector row[IN];
-            input_transform(half[p], row);
-            for (int q = 0; q < IN; ++q) store(tile + (p * IN + q) * CHANNELS + group * LANES, row[q]);
-        }
-    }
+    transform_tile<IN>(
+        rows, groups, [](const Vector* d, Vector* v) { input_transform(d, v); },
+        [=](int point, int channel, Vector value) { store(tile + point * CHANNELS + channel, value); });
 }
 
 // tile[point][channel] to V and its units; REGISTERS of pairs, from the first on

@@ -28,6 +28,27 @@ void in_batches(const Area& area, Batch&& batch) {
     }
 }
 
+// Winograd's transform of a tile by its one-dimensional one: of its columns, then of its rows.
+// rows[i]: where row i of the tile's IN x IN pixels begins; groups: registers of channels, from the first on
+// keep(point, channel, vector): what to do with LANES channels from `channel` on
+template <int IN, class Transform, class Keep>
+inline void transform_tile(const float* const rows[IN], int groups, Transform&& transform, Keep&& keep) {
+    for (int group = 0; group < groups; ++group) {
+        Vector half[IN][IN];  // [point down][pixel across]
+        for (int x = 0; x < IN; ++x) {
+            Vector pixels[IN], column[IN];
+            for (int y = 0; y < IN; ++y) pixels[y] = load(rows[y] + x * CHANNELS + group * LANES);
+            transform(pixels, column);
+            for (int p = 0; p < IN; ++p) half[p][x] = column[p];
+        }
+        for (int p = 0; p < IN; ++p) {
+            Vector row[IN];
+            transform(half[p], row);
+            for (int q = 0; q < IN; ++q) keep(p * IN + q, group * LANES, row[q]);
+        }
+    }
+}
+
 // What is not zero everywhere: channels, or groups of them.
 struct Live {
     int count = 0;

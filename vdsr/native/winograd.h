@@ -89,20 +89,9 @@ struct Batch {  // 225 KB, so that it and U stay in the level-2 cache
 
 // rows[i]: where row i of the tile's 6 x 6 pixels begins
 inline void transform_input(const float* const rows[IN], float* v) {
-    for (int group = 0; group < GROUPS; ++group) {
-        Vector half[IN][IN];  // [point down][pixel across]
-        for (int x = 0; x < IN; ++x) {
-            Vector d[IN], column[IN];
-            for (int y = 0; y < IN; ++y) d[y] = load(rows[y] + x * CHANNELS + group * LANES);
-            input_transform(d, column);
-            for (int p = 0; p < IN; ++p) half[p][x] = column[p];
-        }
-        for (int p = 0; p < IN; ++p) {
-            Vector row[IN];
-            input_transform(half[p], row);
-            for (int q = 0; q < IN; ++q) store(v + (p * IN + q) * STRIDE + group * LANES, row[q]);
-        }
-    }
+    transform_tile<IN>(
+        rows, GROUPS, [](const Vector* d, Vector* v) { input_transform(d, v); },
+        [=](int point, int channel, Vector value) { store(v + point * STRIDE + channel, value); });
 }
 
 // finish(y, x, channel, vector): what to do with LANES channels from `channel` on of the tile's pixel (y, x)
