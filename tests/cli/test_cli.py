@@ -97,12 +97,13 @@ def test_a_second_terminal_needs_no_settings_while_dev_runs(state: dict[str, str
 
 @pytest.mark.redis
 def test_a_cancelled_job_goes_on_and_the_same_submit_is_the_same_job(state: dict[str, str], tmp_path: Path) -> None:
-    make_photos(tmp_path / "in", 30, size=(100, 100))
+    make_photos(tmp_path / "in", 30)
+    slowly = ("--model", "timed:0.5", "--no-score")  # or it would be done before it is cancelled
     dev = subprocess.Popen([VDSR, "dev"], env=state, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: vdsr(state, "list").returncode == 0)
-        job = vdsr(state, "submit", tmp_path / "in").stdout.strip()
-        again = vdsr(state, "submit", tmp_path / "in")
+        job = vdsr(state, "submit", tmp_path / "in", *slowly).stdout.strip()
+        again = vdsr(state, "submit", tmp_path / "in", *slowly)
         assert (again.stdout.strip(), "nothing was queued twice" in again.stderr) == (job, True)
         other = vdsr(state, "submit", tmp_path / "in", tmp_path / "in-x2", "--scale", "3")
         assert (other.returncode, job in other.stderr) == (2, True)
