@@ -287,12 +287,14 @@ class Pipeline:
             if work.small is not None and work.sharpened is not None:
                 with work.stage("upscale"):
                     work.pixels = work.small.finish(work.sharpened)
+                work.small = work.sharpened = None  # their memory, while it is encoded and written
             assert work.pixels is not None
             height, width = work.pixels.shape[:2]
             if self.job.options.score:
                 with self._scoring, work.stage("score"):
                     if work.degraded is not None:
                         work.psnr = work.degraded.figures(work.restored)
+                        work.degraded = work.restored = None
                     figures = work.psnr or self._score_reference(work)
                     consistency = scoring.consistency(work.pixels, work.picture.pixels, work.scale)
                     work.psnr = {**figures, "lr_consistency": consistency}
